@@ -1,0 +1,139 @@
+"""The protocol of a backend: where the encoder's forward runs."""
+
+import copy
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whisper_hailo_hf.encoders import EncoderCore, HostStage
+
+
+@dataclass
+class EncoderParts:
+    """What a backend is made from.
+
+    Attributes:
+        core: the network that runs on the chip; its weights are the truth that artefacts are checked against.
+        host: windows before it, epilogue behind it.
+        mel_bins: rows of the log-mel features.
+        time_axis: layout of the core's tensors.
+        artefacts: local paths of the files that lie beside the weights, by their name in the model folder.
+        records: what the config says of them.
+    """
+
+    core: EncoderCore
+    host: HostStage
+    mel_bins: int
+    time_axis: str
+    artefacts: dict[str, Path]
+    records: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run here, and why or why not, in one line."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+class EncoderBackend(ABC):
+    """One place where the encoder's forward can run.
+
+    Backends are made when they are chosen and open their session or device at the first `encode`, in the process that
+    runs it. What they opened is dropped when they are copied, pickled or carried over a fork.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, parts: EncoderParts) -> None:
+        self.parts = parts
+        self._handle: Any = None
+        self._owner = 0
+        self._lock = RLock()
+
+    @classmethod
+    @abstractmethod
+    def status(cls) -> BackendStatus:
+        """Whether this backend can run on this machine."""
+
+    @classmethod
+    def why_not_auto(cls, parts: EncoderParts) -> str | None:
+        """None if `auto` may pick this backend for this model, otherwise why not."""
+        return None
+
+    @abstractmethod
+    def encode(self, input_features: np.ndarray) -> np.ndarray:
+        """Log-mel features to encoder states.
+
+        Args:
+            input_features: float32, (batch, mel bins, 2 * positions).
+
+        Returns:
+            float32, (batch, positions, d_model), freshly allocated.
+        """
+
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """What this backend is and how it is set, for people and for reports."""
+
+    def open(self) -> Any:
+        """Opens what `encode` needs; called once in each process."""
+        return None
+
+    @contextmanager
+    def handle(self) -> Iterator[Any]:
+        """What `open` returned, opened if this process has not yet."""
+        with self._lock:
+            if self._handle is None or self._owner != os.getpid():
+                self._handle, self._owner = self.open(), os.getpid()
+            current = self._handle
+        yield current
+
+    def close(self) -> None:
+        """Lets go of the session or device; the next `encode` opens it anew."""
+        with self._lock:
+            self._handle = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_handle"], state["_owner"] = None, 0
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = RLock()
+
+
+class GraphBackend(EncoderBackend):
+    """A backend that runs the core's static batch-1 graph, window after window."""
+
+    @abstractmethod
+    def run(self, window: np.ndarray) -> np.ndarray:
+        """One float32 run of the graph, in its layout: (1, mels, 1, frames) -> (1, d_model, 1, frames // 2)."""
+
+    @torch.no_grad()
+    def encode(self, input_features: np.ndarray) -> np.ndarray:
+        host = self.parts.host
+        windows = host.windows(torch.from_numpy(np.ascontiguousarray(input_features, dtype=np.float32)))
+        outputs = [self.run(window[None].numpy()) for window in windows.contiguous()]
+        return host_states(host, torch.from_numpy(np.concatenate(outputs))).numpy()
+
+
+def host_states(host: HostStage, core_output: Tensor) -> Tensor:
+    """The epilogue in float32 on the CPU, whatever the dtype and device of the model."""
+    weight = host.layer_norm.weight
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        host = copy.deepcopy(host).to("cpu", torch.float32)
+    return host.states(core_output)

@@ -1,0 +1,143 @@
+"""`onnx`: the core as a static graph in ONNX Runtime.
+
+The graph is `onnx/encoder.onnx` beside the weights where that fits them; otherwise it is exported from the weights in
+memory at the first run, and again when they have changed.
+"""
+
+import logging
+import shutil
+import tempfile
+import weakref
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whisper_hailo_hf import artefacts
+from whisper_hailo_hf.backends.base import BackendStatus, EncoderParts, GraphBackend
+from whisper_hailo_hf.encoders.export import INPUT_NAME, OUTPUT_NAME, export_core
+from whisper_hailo_hf.errors import RequestError, WhisperHailoError
+
+logger = logging.getLogger(__name__)
+
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "disabled": "ORT_DISABLE_ALL",
+}
+
+
+class OnnxBackend(GraphBackend):
+    """ONNX Runtime.
+
+    Args:
+        parts: the model's encoder.
+        threads: threads within an operator; None leaves the choice to ONNX Runtime.
+        providers: execution providers in order of preference; None is the CPU.
+        graph_optimization: `"all"`, `"extended"`, `"basic"` or `"disabled"`.
+    """
+
+    name = "onnx"
+
+    def __init__(
+        self,
+        parts: EncoderParts,
+        *,
+        threads: int | None = None,
+        providers: list[str] | None = None,
+        graph_optimization: str = "all",
+    ) -> None:
+        super().__init__(parts)
+        if graph_optimization not in _LEVELS:
+            raise RequestError(f"graph_optimization is one of {', '.join(_LEVELS)}, not {graph_optimization!r}")
+        if threads is not None and threads < 1:
+            raise RequestError(f"threads is a positive number, not {threads!r}")
+        self.threads, self.providers, self.graph_optimization = threads, providers, graph_optimization
+        self._version: tuple[int, ...] = ()
+        self._folder: Path | None = None
+        self._source = ""
+
+    @classmethod
+    def status(cls) -> BackendStatus:
+        if find_spec("onnxruntime") is None:
+            return BackendStatus(cls.name, False, "onnxruntime is not installed: pip install 'whisper-hailo-hf[onnx]'")
+        return BackendStatus(cls.name, True, f"onnxruntime {version('onnxruntime')}")
+
+    @classmethod
+    def why_not_auto(cls, parts: EncoderParts) -> str | None:
+        if artefacts.ONNX_PATH not in parts.artefacts:
+            return f"no {artefacts.ONNX_PATH} beside the weights"
+        return _why_unfit(parts, artefacts.fingerprint(parts.core))
+
+    def graph(self) -> Path:
+        """The ONNX file that stands for the weights as they are now, exported if need be."""
+        present = self.parts.artefacts.get(artefacts.ONNX_PATH)
+        if present is not None:
+            reason = _why_unfit(self.parts, artefacts.fingerprint(self.parts.core))
+            if reason is None:
+                self._source = str(present)
+                return present
+            logger.warning("exporting the encoder anew: %s", reason)
+        if any(parameter.is_meta for parameter in self.parts.core.parameters()):
+            raise WhisperHailoError("the encoder's weights are off-loaded: load the model without disk off-loading")
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="whisper-hailo-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._source = "exported from the weights in memory"
+        return export_core(self.parts.core, self.parts.mel_bins, self.parts.time_axis, self._folder / "encoder.onnx")
+
+    def record(self, weights: str) -> dict[str, Any]:
+        """The record of `graph()`, for weights of this fingerprint."""
+        return artefacts.record(self.graph(), weights, **_facts(self.parts), producer=f"torch {version('torch')}")
+
+    def open(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        options.graph_optimization_level = getattr(
+            onnxruntime.GraphOptimizationLevel, _LEVELS[self.graph_optimization]
+        )
+        return onnxruntime.InferenceSession(
+            str(self.graph()), options, providers=self.providers or ["CPUExecutionProvider"]
+        )
+
+    def encode(self, input_features: np.ndarray) -> np.ndarray:
+        # an optimiser step or load_state_dict leaves its mark on the tensors' version counters
+        current = tuple(tensor._version for tensor in self.parts.core.state_dict(keep_vars=True).values())
+        with self._lock:
+            if current != self._version:
+                self.close()
+                self._version = current
+        return super().encode(input_features)
+
+    def run(self, window: np.ndarray) -> np.ndarray:
+        with self.handle() as session:
+            return session.run([OUTPUT_NAME], {INPUT_NAME: window})[0]
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "backend": self.name,
+            "runtime": f"onnxruntime {version('onnxruntime')}",
+            "graph": self._source or "not opened yet",
+            "threads": self.threads or "onnxruntime's choice",
+            "providers": self.providers or ["CPUExecutionProvider"],
+            "graph_optimization": self.graph_optimization,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the exported file belongs to the original, which removes it
+        return super().__getstate__() | {"_folder": None, "_version": (), "_source": ""}
+
+
+def _facts(parts: EncoderParts) -> dict[str, Any]:
+    return {"time_axis": parts.time_axis, "frames": parts.core.frames}
+
+
+def _why_unfit(parts: EncoderParts, weights: str) -> str | None:
+    path = parts.artefacts[artefacts.ONNX_PATH]
+    return artefacts.why_unfit(path, parts.records.get(artefacts.ONNX_PATH), weights, **_facts(parts))

@@ -1,0 +1,83 @@
+"""The registry of backends and the choice of `auto`.
+
+Backends are named here and imported when they are asked for, so that importing the package imports none of their
+runtimes.
+"""
+
+import importlib
+import logging
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from whisper_hailo_hf.errors import RequestError
+
+if TYPE_CHECKING:
+    from whisper_hailo_hf.backends.base import BackendStatus, EncoderBackend, EncoderParts
+
+logger = logging.getLogger(__name__)
+
+# in the order in which `auto` tries them
+_BACKENDS = {
+    "onnx": "whisper_hailo_hf.backends.onnx:OnnxBackend",
+    "torch": "whisper_hailo_hf.backends.torch:TorchBackend",
+}
+
+
+def backend_names() -> list[str]:
+    """What `encoder_backend` may be."""
+    return ["auto", *_BACKENDS]
+
+
+def backend_class(name: str) -> "type[EncoderBackend]":
+    """The class of a backend; a `RequestError` lists those that exist."""
+    if name not in _BACKENDS:
+        raise RequestError(f"unknown encoder backend {name!r}: choose {', '.join(backend_names())}")
+    module, _, attribute = _BACKENDS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def available_backends() -> "dict[str, BackendStatus]":
+    """Each backend by name: whether it can run on this machine, and why or why not."""
+    return {name: backend_class(name).status() for name in _BACKENDS}
+
+
+def make_backend(name: str, parts: "EncoderParts", **options: Any) -> "EncoderBackend":
+    """The backend of that name for these parts.
+
+    Args:
+        name: one of `backend_names()`. `auto` takes the first that can run here and whose artefact lies beside the
+            weights and fits them, and says once which and why.
+        parts: the model's encoder.
+        options: settings of the backend; with `auto` they go to the one chosen, if it knows them.
+
+    Raises:
+        RequestError: unknown name or option, or a backend that cannot run here.
+    """
+    if name == "auto":
+        name = _choose(parts)
+    cls = backend_class(name)
+    status = cls.status()
+    if not status.available:
+        raise RequestError(f"the encoder backend {name!r} cannot run here: {status.reason}")
+    try:
+        return cls(parts, **options)
+    except TypeError as error:
+        raise RequestError(f"wrong option for the encoder backend {name!r}: {error}") from error
+
+
+def _choose(parts: "EncoderParts") -> str:
+    reasons: list[str] = []
+    for name in _BACKENDS:
+        cls = backend_class(name)
+        status = cls.status()
+        reason = cls.why_not_auto(parts) if status.available else status.reason
+        if reason is None:
+            _say(f"encoder backend: {name}" + (f" ({'; '.join(reasons)})" if reasons else f" ({status.reason})"))
+            return name
+        reasons.append(f"not {name}: {reason}")
+    raise AssertionError("torch can always run")
+
+
+@cache
+def _say(line: str) -> None:
+    logger.warning(line)

@@ -1,0 +1,391 @@
+"""A Whisper whose encoder is pluggable: the encoder, and the stock decoder behind it.
+
+Only the encoder differs from Transformers' Whisper. Its contract with `generate()` is Whisper's own: 30 s of log-mel
+features in, one state per 20 ms out, whatever the window of the network inside.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import WhisperForConditionalGeneration, initialization
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
+from transformers.models.whisper.modeling_whisper import (
+    WhisperDecoder,
+    WhisperEncoder,
+    WhisperModel,
+    WhisperPreTrainedModel,
+    sinusoids,
+)
+from transformers.utils.generic import can_return_tuple
+
+from whisper_hailo_hf import artefacts
+from whisper_hailo_hf.backends import EncoderBackend, EncoderParts, backend_class, make_backend
+from whisper_hailo_hf.backends.onnx import OnnxBackend
+from whisper_hailo_hf.backends.torch import TorchBackend
+from whisper_hailo_hf.configuration_whisper_hailo import WhisperHailoConfig
+from whisper_hailo_hf.encoders import PositionMap, build_encoder, get_family
+from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.hub import find_artefact
+from whisper_hailo_hf.stock import config_from_stock, load_stock
+
+_SHIM = "whisper_hailo_shim"
+_SHIM_CODE = '''"""For `trust_remote_code=True`: finds the model's code, which is in `pip install whisper-hailo-hf`."""
+
+from whisper_hailo_hf import (  # noqa: F401
+    HailoWhisperEncoder,
+    WhisperHailoConfig,
+    WhisperHailoForConditionalGeneration,
+    WhisperHailoModel,
+)
+'''
+
+
+class WhisperHailoPreTrainedModel(WhisperPreTrainedModel):
+    """What the classes below share with each other and with Transformers."""
+
+    config_class = WhisperHailoConfig
+    config: WhisperHailoConfig
+    _no_split_modules = ["ConvBlock", "AttentionBlock", "WhisperDecoderLayer"]  # noqa: RUF012  # the base's type
+    _auto_classes: tuple[str, ...] = ()
+
+    def __init__(self, config: WhisperHailoConfig, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(config, WhisperHailoConfig):
+            raise RequestError(
+                f"{type(self).__name__} needs a WhisperHailoConfig, not a {type(config).__name__}: "
+                "use WhisperHailoForConditionalGeneration.from_whisper() for a stock Whisper"
+            )
+        # by name: in the classes below, super() is a stock class that would build its own encoder first
+        WhisperPreTrainedModel.__init__(self, config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PositionMap):
+            if module.kind == "sinusoids":
+                initialization.copy_(module.weight, sinusoids(*module.weight.shape))
+            else:
+                initialization.zeros_(module.weight)
+
+    @property
+    def _hailo_encoder(self) -> "HailoWhisperEncoder":
+        return self.get_encoder()
+
+    @property
+    def encoder_backend(self) -> str:
+        """Name of the backend in use."""
+        return self._hailo_encoder.backend.name
+
+    def set_encoder_backend(self, name: str, **options: Any) -> None:
+        """Chooses where the encoder runs: see [`HailoWhisperEncoder.set_encoder_backend`]."""
+        self._hailo_encoder.set_encoder_backend(name, **options)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        encoder_backend: str = "auto",
+        encoder_backend_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Loads a checkpoint of ours, as [`~transformers.PreTrainedModel.from_pretrained`] does.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            encoder_backend: where the encoder runs: `"auto"`, `"torch"` or `"onnx"`. Never saved.
+            encoder_backend_options: settings of that backend.
+            args, kwargs: as for any Transformers model.
+
+        Raises:
+            RequestError: a stock checkpoint, no such backend, or one that cannot run here.
+        """
+        if encoder_backend != "auto":
+            backend_class(encoder_backend)  # a wrong name shall not cost a load
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        encoder = model._hailo_encoder
+        encoder.artefacts = {
+            name: path
+            for name in artefacts.checked_names(encoder.config.artefacts)
+            if (path := find_artefact(pretrained_model_name_or_path, name, **kwargs)) is not None
+        }
+        encoder.set_encoder_backend(encoder_backend, **(encoder_backend_options or {}))
+        return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Saves as any Transformers model; the encoder's artefacts and a shim for `trust_remote_code` travel along."""
+        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
+        folder, here = Path(save_directory), kwargs.get("is_main_process", True)
+        if here:
+            self.config.artefacts = self._hailo_encoder.save_artefacts(folder)
+        self.config.auto_map = {"AutoConfig": f"{_SHIM}.{WhisperHailoConfig.__name__}"} | {
+            auto: f"{_SHIM}.{type(self).__name__}" for auto in self._auto_classes
+        }
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if here:
+            (folder / f"{_SHIM}.py").write_text(_SHIM_CODE, encoding="utf-8")
+        if push:
+            self.push_to_hub(repo_id or folder.name, **kwargs)  # type: ignore[arg-type]  # wrapped beyond mypy's view
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Does nothing: see `WhisperHailoConfig.register_for_auto_class`."""
+
+
+class HailoWhisperEncoder(WhisperHailoPreTrainedModel):
+    """Whisper's encoder in a form for the Hailo chip, run by one of several backends.
+
+    Args:
+        config: its `encoder_family`, `encoder_options`, `encoder_layers` and `time_axis` say what is built.
+    """
+
+    input_modalities: Any = ("audio",)
+
+    def __init__(self, config: WhisperHailoConfig) -> None:
+        super().__init__(config)
+        self.core, self.host = build_encoder(config)
+        self.gradient_checkpointing = False
+        self.artefacts: dict[str, Path] = {}
+        self._backend: EncoderBackend = TorchBackend(self._parts())
+        self._backend_is_auto = False
+        self._last: tuple[Any, Tensor, Tensor] | None = None
+        self.post_init()
+
+    def _parts(self) -> EncoderParts:
+        return EncoderParts(
+            core=self.core,
+            host=self.host,
+            mel_bins=self.config.num_mel_bins,
+            time_axis=self.config.time_axis,
+            artefacts=self.artefacts,
+            records=self.config.artefacts,
+        )
+
+    # `generate()` multiplies these strides to learn how many mel frames make a state
+    @property
+    def conv1(self) -> SimpleNamespace:
+        return SimpleNamespace(stride=(1,))
+
+    @property
+    def conv2(self) -> SimpleNamespace:
+        return SimpleNamespace(stride=(2,))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.core.conv1
+
+    def _freeze_parameters(self) -> None:
+        self.requires_grad_(False)
+        self._requires_grad = False
+
+    @property
+    def _hailo_encoder(self) -> "HailoWhisperEncoder":
+        return self
+
+    @property
+    def backend(self) -> EncoderBackend:
+        """The backend in use."""
+        return self._backend
+
+    def set_encoder_backend(self, name: str, **options: Any) -> None:
+        """Chooses where the forward runs.
+
+        Args:
+            name: `"auto"`, `"torch"`, `"onnx"`.
+            options: settings of that backend (for `onnx`: `threads`, `providers`, `graph_optimization`).
+
+        Raises:
+            RequestError: no such backend or option, or it cannot run here.
+        """
+        chosen = make_backend(name, self._parts(), **options)
+        self._backend.close()
+        self._backend, self._backend_is_auto, self._last = chosen, name == "auto", None
+
+    def save_artefacts(self, folder: Path) -> dict[str, Any]:
+        """Copies into a folder what stands for the weights as they are: the files they were loaded with, if they still
+        fit, and the graph that the `onnx` backend runs. Returns their records."""
+        files = dict(self.artefacts)
+        if isinstance(self._backend, OnnxBackend):
+            files[artefacts.ONNX_PATH] = self._backend.graph()
+        if not files:
+            return {}
+        weights, records = artefacts.fingerprint(self.core), dict(self.config.artefacts)
+        if isinstance(self._backend, OnnxBackend):
+            records[artefacts.ONNX_PATH] = self._backend.record(weights)
+        kept = {n: p for n, p in files.items() if artefacts.why_unfit(p, records.get(n), weights) is None}
+        for name, path in kept.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if not (folder / name).exists() or not path.samefile(folder / name):
+                shutil.copyfile(path, folder / name)
+        return {name: records[name] for name in kept}
+
+    def load_stock_encoder(self, stock: WhisperEncoder) -> None:
+        """Takes over a stock encoder's final LayerNorm and, as far as the family can use them, its weights.
+
+        Raises:
+            RequestError: the shapes do not fit.
+        """
+        ours, theirs = self.config, stock.config
+        for name in ("d_model", "num_mel_bins", "max_source_positions"):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise RequestError(
+                    f"this encoder has {name} {getattr(ours, name)}, the stock encoder {getattr(theirs, name)}: "
+                    "they must agree"
+                )
+        self.host.layer_norm.load_state_dict(stock.layer_norm.state_dict())
+        get_family(ours.encoder_family).start_from_teacher(self.core, stock)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """Encoder states of log-mel features.
+
+        Args:
+            input_features: (batch, num_mel_bins, 2 * max_source_positions).
+            attention_mask: ignored, as stock Whisper does.
+            output_hidden_states: also return the input of each block, (batch, time, channels) at the block's own rate
+                and width, and the last state. `torch` only.
+
+        Returns:
+            `last_hidden_state`: (batch, max_source_positions, d_model), in the model's dtype, on the input's device.
+            `attentions` is always None.
+        """
+        frames = 2 * self.config.max_source_positions
+        if input_features.shape[-1] != frames or input_features.shape[-2] != self.config.num_mel_bins:
+            bins, found = self.config.num_mel_bins, input_features.shape
+            raise ValueError(
+                f"Whisper expects the mel input features to be of length {frames} with {bins} bins, but found "
+                f"{found[-1]} with {found[-2]}. Make sure to pad the input mel features to {frames}."
+            )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if torch.compiler.is_compiling() and self._runs_torch():
+            return self._forward_torch(input_features, bool(output_hidden_states))
+        if output_hidden_states or torch.is_grad_enabled():
+            return self._dispatch(input_features, bool(output_hidden_states))
+        return self._dispatch_once(input_features)
+
+    def _runs_torch(self) -> bool:
+        return isinstance(self._backend, TorchBackend) or (self._backend_is_auto and self.training)
+
+    @torch.compiler.disable
+    def _dispatch(self, input_features: Tensor, output_hidden_states: bool) -> BaseModelOutput:
+        if self._runs_torch():
+            return self._forward_torch(input_features, output_hidden_states)
+        name = self._backend.name
+        if self.training:
+            raise RequestError(f"the encoder backend {name!r} cannot train: call set_encoder_backend('torch') first")
+        if output_hidden_states:
+            raise RequestError(
+                f"the encoder backend {name!r} gives no inner states: call set_encoder_backend('torch') for "
+                "output_hidden_states"
+            )
+        states = self._backend.encode(input_features.detach().to("cpu", torch.float32).numpy())
+        return BaseModelOutput(last_hidden_state=torch.from_numpy(states).to(input_features.device, self.dtype))
+
+    def _forward_torch(self, input_features: Tensor, output_hidden_states: bool) -> BaseModelOutput:
+        trace: list[Tensor] | None = [] if output_hidden_states else None
+        last = self.host.states(self.core(self.host.windows(input_features), trace))
+        if trace is None:
+            return BaseModelOutput(last_hidden_state=last)
+        axis = 2 if self.config.time_axis == "width" else 3
+        inner = tuple(hidden.squeeze(axis).transpose(1, 2) for hidden in trace)
+        return BaseModelOutput(last_hidden_state=last, hidden_states=(*inner, last))
+
+    @torch.compiler.disable
+    def _dispatch_once(self, input_features: Tensor) -> BaseModelOutput:
+        """Encodes a window once: `generate()` asks again to detect the language and at each fallback."""
+        weights = tuple(tensor._version for tensor in self.parameters())
+        asked = (id(self._backend), self.training, self.dtype, weights)
+        if self._last is not None and not self.training:
+            known, features, states = self._last
+            if known == asked and features.device == input_features.device and torch.equal(features, input_features):
+                return BaseModelOutput(last_hidden_state=states.clone())
+        output = self._dispatch(input_features, False)
+        self._last = (asked, input_features.clone(), output.last_hidden_state.clone())
+        return output
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_last": None}
+
+
+class WhisperHailoModel(WhisperHailoPreTrainedModel, WhisperModel):
+    """The pluggable encoder and the stock decoder, without a head."""
+
+    _auto_classes = ("AutoModel",)
+
+    def __init__(self, config: WhisperHailoConfig) -> None:
+        super().__init__(config)
+        self.encoder = HailoWhisperEncoder(config)  # type: ignore[assignment]  # the point of this package
+        self.decoder = WhisperDecoder(config)
+        self.post_init()
+
+
+class WhisperHailoForConditionalGeneration(
+    WhisperHailoPreTrainedModel, WhisperForConditionalGeneration, WhisperGenerationMixin
+):
+    """Whisper with a pluggable encoder: `generate()` and the ASR pipeline work on it as on the stock class."""
+
+    _auto_classes = ("AutoModelForSpeechSeq2Seq",)
+    # the loss is a mean over the batch and ignores num_items_in_batch: the Trainer must divide it itself
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: WhisperHailoConfig) -> None:
+        super().__init__(config)
+        self.model = WhisperHailoModel(config)
+        self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.max_target_positions = config.max_target_positions
+        self.post_init()
+
+    @classmethod
+    def from_whisper(
+        cls,
+        name_or_path: str | os.PathLike,
+        family: str = "conv",
+        preset: str | None = None,
+        *,
+        time_axis: str = "width",
+        encoder_layers: int | None = None,
+        encoder_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Builds a model from any stock Whisper checkpoint.
+
+        Decoder, output projection, generation config and the final LayerNorm are copied. The `attention` family takes
+        the stock encoder's weights and gives its states; a `conv` student starts from the teacher's stem where the
+        shapes allow, and is untrained: it has to be distilled before it hears anything.
+
+        Args:
+            name_or_path: Hub id or folder of a stock Whisper.
+            family: `"conv"` or `"attention"`.
+            preset: preset of the family; by default the one that suits the checkpoint's d_model.
+            time_axis: `"width"` or `"height"`.
+            encoder_layers: blocks of the encoder, instead of the preset's (`conv` only).
+            encoder_options: options of the family, over the preset's: `{"window_seconds": 10}` for example.
+            kwargs: for `from_pretrained` of the stock model (`dtype`, `revision`, `token`, ...).
+
+        Raises:
+            RequestError: no stock Whisper, no such family, preset or option, or options that do not fit.
+        """
+        stock = load_stock(name_or_path, **kwargs)
+        config = config_from_stock(stock.config, family, preset, time_axis, encoder_layers, encoder_options)
+        model = cls(config)
+        model.model.encoder.load_stock_encoder(stock.model.encoder)
+        model.model.decoder.load_state_dict(stock.model.decoder.state_dict())
+        if not config.tie_word_embeddings:
+            model.proj_out.load_state_dict(stock.proj_out.state_dict())
+        model.tie_weights()
+        model.generation_config = stock.generation_config
+        # the pipeline's own default is five beams: four times the decoder's work
+        model.generation_config.num_beams = 1
+        return model.to(stock.dtype).eval()  # type: ignore[arg-type]  # wrapped beyond mypy's view
