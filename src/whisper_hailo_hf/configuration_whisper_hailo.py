@@ -59,6 +59,7 @@ class WhisperHailoConfig(WhisperConfig):
         super().__post_init__(**kwargs)
         if isinstance(self.classifier_proj_size, str):
             self.classifier_proj_size = 256
+        self.encoder_options = dict(self.encoder_options)  # the caller's own stays as it is
         # last, because the JSON's own model_type was put on the instance by then
         self.__dict__["model_type"] = WhisperConfig.model_type
 

@@ -25,11 +25,11 @@ from transformers.models.whisper.modeling_whisper import (
 from transformers.utils.generic import can_return_tuple
 
 from whisper_hailo_hf import artefacts
-from whisper_hailo_hf.backends import EncoderBackend, EncoderParts, backend_class, make_backend
+from whisper_hailo_hf.backends import EncoderBackend, EncoderParts, backend_class, make_backend, weights_version
 from whisper_hailo_hf.backends.onnx import OnnxBackend
 from whisper_hailo_hf.backends.torch import TorchBackend
 from whisper_hailo_hf.configuration_whisper_hailo import WhisperHailoConfig
-from whisper_hailo_hf.encoders import PositionMap, build_encoder, get_family
+from whisper_hailo_hf.encoders import PositionMap, Trace, build_encoder, get_family
 from whisper_hailo_hf.errors import RequestError
 from whisper_hailo_hf.hub import find_artefact
 from whisper_hailo_hf.stock import config_from_stock, load_stock
@@ -182,6 +182,15 @@ class HailoWhisperEncoder(WhisperHailoPreTrainedModel):
     def _freeze_parameters(self) -> None:
         self.requires_grad_(False)
         self._requires_grad = False
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen encoder stays in evaluation: its statistics are part of what is frozen."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._last = None  # .to(), .half() and the like put other tensors in place of the weights
+        return super()._apply(*args, **kwargs)
 
     @property
     def _hailo_encoder(self) -> "HailoWhisperEncoder":
@@ -216,7 +225,7 @@ class HailoWhisperEncoder(WhisperHailoPreTrainedModel):
             return {}
         weights, records = artefacts.fingerprint(self.core), dict(self.config.artefacts)
         if isinstance(self._backend, OnnxBackend):
-            records[artefacts.ONNX_PATH] = self._backend.record(weights)
+            records[artefacts.ONNX_PATH] = self._backend.record(files[artefacts.ONNX_PATH], weights)
         kept = {n: p for n, p in files.items() if artefacts.why_unfit(p, records.get(n), weights) is None}
         for name, path in kept.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -294,19 +303,16 @@ class HailoWhisperEncoder(WhisperHailoPreTrainedModel):
         return BaseModelOutput(last_hidden_state=torch.from_numpy(states).to(input_features.device, self.dtype))
 
     def _forward_torch(self, input_features: Tensor, output_hidden_states: bool) -> BaseModelOutput:
-        trace: list[Tensor] | None = [] if output_hidden_states else None
+        trace = Trace(len(input_features), self.config.time_axis) if output_hidden_states else None
         last = self.host.states(self.core(self.host.windows(input_features), trace))
         if trace is None:
             return BaseModelOutput(last_hidden_state=last)
-        axis = 2 if self.config.time_axis == "width" else 3
-        inner = tuple(hidden.squeeze(axis).transpose(1, 2) for hidden in trace)
-        return BaseModelOutput(last_hidden_state=last, hidden_states=(*inner, last))
+        return BaseModelOutput(last_hidden_state=last, hidden_states=(*trace.states, last))
 
     @torch.compiler.disable
     def _dispatch_once(self, input_features: Tensor) -> BaseModelOutput:
         """Encodes a window once: `generate()` asks again to detect the language and at each fallback."""
-        weights = tuple(tensor._version for tensor in self.parameters())
-        asked = (id(self._backend), self.training, self.dtype, weights)
+        asked = (id(self._backend), self.training, self.dtype, weights_version(self))
         if self._last is not None and not self.training:
             known, features, states = self._last
             if known == asked and features.device == input_features.device and torch.equal(features, input_features):

@@ -37,6 +37,8 @@ def config_from_stock(
 ) -> WhisperHailoConfig:
     """The config of a model of ours with a stock model's decoder and the family's encoder."""
     kind = get_family(family)
+    if time_axis not in ("width", "height"):
+        raise RequestError(f"time_axis is 'width' or 'height', not {time_axis!r}")
     if preset is None and kind.presets:
         preset = next((name for name, width in PRESET_UP_TO.items() if stock.d_model <= width), "small")
     options = (kind.preset(preset) if preset is not None else {}) | (encoder_options or {})

@@ -1,6 +1,6 @@
 """Where the encoder's forward runs: one protocol, one registry, and the choice of `auto`."""
 
-from whisper_hailo_hf.backends.base import BackendStatus, EncoderBackend, EncoderParts
+from whisper_hailo_hf.backends.base import BackendStatus, EncoderBackend, EncoderParts, weights_version
 from whisper_hailo_hf.backends.registry import available_backends, backend_class, backend_names, make_backend
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "backend_class",
     "backend_names",
     "make_backend",
+    "weights_version",
 ]

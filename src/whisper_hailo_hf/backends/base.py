@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whisper_hailo_hf.encoders import EncoderCore, HostStage
 
@@ -129,6 +129,16 @@ class GraphBackend(EncoderBackend):
         windows = host.windows(torch.from_numpy(np.ascontiguousarray(input_features, dtype=np.float32)))
         outputs = [self.run(window[None].numpy()) for window in windows.contiguous()]
         return host_states(host, torch.from_numpy(np.concatenate(outputs))).numpy()
+
+
+def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Differs after an optimiser step, `load_state_dict`, `.to()` or an update of statistics.
+
+    Where the tensors lie and how often they were written to, as torch counts it; writes through `.data` do not count.
+    """
+    tensors = module.state_dict(keep_vars=True).values()
+    # tensors made under torch.inference_mode() count no versions
+    return tuple((0 if tensor.is_inference() else tensor._version, tensor.data_ptr()) for tensor in tensors)
 
 
 def host_states(host: HostStage, core_output: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ memory at the first run, and again when they have changed.
 """
 
 import logging
+import os
 import shutil
 import tempfile
 import weakref
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from whisper_hailo_hf import artefacts
-from whisper_hailo_hf.backends.base import BackendStatus, EncoderParts, GraphBackend
+from whisper_hailo_hf.backends.base import BackendStatus, EncoderParts, GraphBackend, weights_version
 from whisper_hailo_hf.encoders.export import INPUT_NAME, OUTPUT_NAME, export_core
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
 
@@ -55,8 +56,17 @@ class OnnxBackend(GraphBackend):
             raise RequestError(f"graph_optimization is one of {', '.join(_LEVELS)}, not {graph_optimization!r}")
         if threads is not None and threads < 1:
             raise RequestError(f"threads is a positive number, not {threads!r}")
+        if providers:
+            import onnxruntime
+
+            # ONNX Runtime itself would fall back to the CPU with no more than a warning
+            present = onnxruntime.get_available_providers()
+            if absent := [name for name in providers if name not in present]:
+                raise RequestError(
+                    f"onnxruntime has no provider {', '.join(absent)} here: it has {', '.join(present)}"
+                )
         self.threads, self.providers, self.graph_optimization = threads, providers, graph_optimization
-        self._version: tuple[int, ...] = ()
+        self._version: tuple[tuple[int, int], ...] = ()
         self._folder: Path | None = None
         self._source = ""
 
@@ -64,7 +74,7 @@ class OnnxBackend(GraphBackend):
     def status(cls) -> BackendStatus:
         if find_spec("onnxruntime") is None:
             return BackendStatus(cls.name, False, "onnxruntime is not installed: pip install 'whisper-hailo-hf[onnx]'")
-        return BackendStatus(cls.name, True, f"onnxruntime {version('onnxruntime')}")
+        return BackendStatus(cls.name, True, _runtime())
 
     @classmethod
     def why_not_auto(cls, parts: EncoderParts) -> str | None:
@@ -85,13 +95,13 @@ class OnnxBackend(GraphBackend):
             raise WhisperHailoError("the encoder's weights are off-loaded: load the model without disk off-loading")
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="whisper-hailo-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            weakref.finalize(self, _remove, self._folder, os.getpid())
         self._source = "exported from the weights in memory"
         return export_core(self.parts.core, self.parts.mel_bins, self.parts.time_axis, self._folder / "encoder.onnx")
 
-    def record(self, weights: str) -> dict[str, Any]:
-        """The record of `graph()`, for weights of this fingerprint."""
-        return artefacts.record(self.graph(), weights, **_facts(self.parts), producer=f"torch {version('torch')}")
+    def record(self, graph: Path, weights: str) -> dict[str, Any]:
+        """The record of what `graph()` gave, for weights of this fingerprint."""
+        return artefacts.record(graph, weights, **_facts(self.parts), producer=f"torch {version('torch')}")
 
     def open(self) -> Any:
         import onnxruntime
@@ -107,8 +117,7 @@ class OnnxBackend(GraphBackend):
         )
 
     def encode(self, input_features: np.ndarray) -> np.ndarray:
-        # an optimiser step or load_state_dict leaves its mark on the tensors' version counters
-        current = tuple(tensor._version for tensor in self.parts.core.state_dict(keep_vars=True).values())
+        current = weights_version(self.parts.core)
         with self._lock:
             if current != self._version:
                 self.close()
@@ -122,7 +131,7 @@ class OnnxBackend(GraphBackend):
     def info(self) -> dict[str, Any]:
         return {
             "backend": self.name,
-            "runtime": f"onnxruntime {version('onnxruntime')}",
+            "runtime": _runtime(),
             "graph": self._source or "not opened yet",
             "threads": self.threads or "onnxruntime's choice",
             "providers": self.providers or ["CPUExecutionProvider"],
@@ -132,6 +141,19 @@ class OnnxBackend(GraphBackend):
     def __getstate__(self) -> dict[str, Any]:
         # the exported file belongs to the original, which removes it
         return super().__getstate__() | {"_folder": None, "_version": (), "_source": ""}
+
+
+def _runtime() -> str:
+    try:
+        return f"onnxruntime {version('onnxruntime')}"
+    except PackageNotFoundError:  # the module also comes as onnxruntime-gpu, onnxruntime-openvino and others
+        names = packages_distributions().get("onnxruntime", [])
+        return " ".join(f"{name} {version(name)}" for name in names) or "onnxruntime of an unknown version"
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not in a forked child that ends
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _facts(parts: EncoderParts) -> dict[str, Any]:

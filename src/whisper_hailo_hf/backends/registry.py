@@ -5,6 +5,7 @@ runtimes.
 """
 
 import importlib
+import inspect
 import logging
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -48,21 +49,23 @@ def make_backend(name: str, parts: "EncoderParts", **options: Any) -> "EncoderBa
         name: one of `backend_names()`. `auto` takes the first that can run here and whose artefact lies beside the
             weights and fits them, and says once which and why.
         parts: the model's encoder.
-        options: settings of the backend; with `auto` they go to the one chosen, if it knows them.
+        options: settings of the backend; with `auto`, those that the one chosen does not know are left aside.
 
     Raises:
         RequestError: unknown name or option, or a backend that cannot run here.
     """
-    if name == "auto":
+    auto = name == "auto"
+    if auto:
         name = _choose(parts)
     cls = backend_class(name)
     status = cls.status()
     if not status.available:
         raise RequestError(f"the encoder backend {name!r} cannot run here: {status.reason}")
-    try:
-        return cls(parts, **options)
-    except TypeError as error:
-        raise RequestError(f"wrong option for the encoder backend {name!r}: {error}") from error
+    known = list(inspect.signature(cls).parameters)[1:]
+    if not auto and (unknown := [option for option in options if option not in known]):
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise RequestError(f"the encoder backend {name!r} has no option {', '.join(unknown)}: {has}")
+    return cls(parts, **{option: value for option, value in options.items() if option in known})
 
 
 def _choose(parts: "EncoderParts") -> str:

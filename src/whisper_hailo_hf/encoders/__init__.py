@@ -3,7 +3,7 @@
 from whisper_hailo_hf.encoders import attention as attention
 from whisper_hailo_hf.encoders import conv as conv
 from whisper_hailo_hf.encoders.host import HostStage
-from whisper_hailo_hf.encoders.layers import EncoderBlock, EncoderCore, PositionMap
+from whisper_hailo_hf.encoders.layers import EncoderBlock, EncoderCore, PositionMap, Trace
 from whisper_hailo_hf.encoders.registry import EncoderFamily, build_encoder, get_family, register_family
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "EncoderFamily",
     "HostStage",
     "PositionMap",
+    "Trace",
     "build_encoder",
     "get_family",
     "register_family",

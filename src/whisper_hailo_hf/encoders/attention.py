@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whisper_hailo_hf.encoders.layers import ACTIVATIONS, AxisConv2d, EncoderBlock, EncoderCore, PositionMap
+from whisper_hailo_hf.encoders.layers import ACTIVATIONS, AxisConv2d, EncoderBlock, EncoderCore, PositionMap, Trace
 from whisper_hailo_hf.encoders.registry import POSITIONS_PER_SECOND, EncoderFamily, register_family
 from whisper_hailo_hf.errors import RequestError
 
@@ -36,6 +36,12 @@ class AttentionOptions:
     window_seconds: float | None = None
     tiles: Literal["all", "first"] = "all"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.window_seconds, int | float | None):
+            raise RequestError(f"window_seconds is a number of seconds, not {self.window_seconds!r}")
+        if self.tiles not in ("all", "first"):
+            raise RequestError(f"tiles is 'all' or 'first', not {self.tiles!r}")
+
 
 class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of a rank-4 tensor (batch, channels, ., .)."""
@@ -58,13 +64,20 @@ class Attention(nn.Module):
         self.out_proj = nn.Conv2d(d_model, d_model, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        exporting = torch.jit.is_tracing()
+        # whole numbers while a graph is exported: it shall not compute its own shapes
+        shape = [int(size) for size in hidden.shape] if exporting else hidden.shape
         # (batch, d_model, ., .) -> (batch, heads, time, d_model / heads)
         query, key, value = (
-            proj(hidden).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
+            proj(hidden).reshape(shape[0], self.heads, shape[1] // self.heads, -1).transpose(2, 3)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
-        return self.out_proj(mixed.transpose(2, 3).flatten(1, 2).reshape(hidden.shape))
+        if exporting:
+            scaled = query * (shape[1] // self.heads) ** -0.5
+            mixed = (scaled @ key.transpose(2, 3)).softmax(-1) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        return self.out_proj(mixed.transpose(2, 3).reshape(shape))
 
 
 class AttentionBlock(EncoderBlock):
@@ -73,6 +86,10 @@ class AttentionBlock(EncoderBlock):
     def __init__(self, config: "WhisperHailoConfig") -> None:
         super().__init__()
         d_model = config.d_model
+        if config.activation_function not in ACTIVATIONS:
+            raise RequestError(
+                f"no activation_function {config.activation_function!r} here: choose {', '.join(ACTIVATIONS)}"
+            )
         self.dropout, self.activation_dropout = config.dropout, config.activation_dropout
         self.self_attn_layer_norm = ChannelLayerNorm(d_model)
         self.self_attn = Attention(d_model, config.encoder_attention_heads, config.attention_dropout)
@@ -93,16 +110,15 @@ class AttentionCore(EncoderCore):
 
     def __init__(self, config: "WhisperHailoConfig", options: AttentionOptions) -> None:
         super().__init__()
-        positions = config.max_source_positions
+        positions = float(config.max_source_positions)
         if options.window_seconds is not None:
-            positions = round(options.window_seconds * POSITIONS_PER_SECOND)
-        if positions < 1 or config.max_source_positions % positions:
+            positions = round(float(options.window_seconds) * POSITIONS_PER_SECOND, 6)
+        if not positions.is_integer() or positions < 1 or config.max_source_positions % positions:
             raise RequestError(
                 f"window_seconds {options.window_seconds} does not divide the {config.max_source_positions} positions "
                 f"({config.max_source_positions / POSITIONS_PER_SECOND:g} s) of this model: use 30, 10 or 5"
             )
-        if options.tiles not in ("all", "first"):
-            raise RequestError(f"tiles is 'all' or 'first', not {options.tiles!r}")
+        positions = int(positions)
         self.frames, self.time_axis, self.dropout = 2 * positions, config.time_axis, config.dropout
         self.conv1 = AxisConv2d(config.num_mel_bins, config.d_model, 3, time_axis=config.time_axis)
         self.conv2 = AxisConv2d(config.d_model, config.d_model, 3, stride=2, time_axis=config.time_axis)
@@ -110,14 +126,14 @@ class AttentionCore(EncoderCore):
         self.embed_positions = PositionMap(positions, config.d_model, "sinusoids")
         self.layers = nn.ModuleList([AttentionBlock(config) for _ in range(config.encoder_layers)])
 
-    def forward(self, features: Tensor, trace: list[Tensor] | None = None) -> Tensor:
+    def forward(self, features: Tensor, trace: Trace | None = None) -> Tensor:
         hidden = self.act(self.conv2(self.act(self.conv1(features))))
         positions = self.embed_positions().t().unsqueeze(0)  # (1, d_model, time)
         hidden = hidden + positions.unsqueeze(2 if self.time_axis == "width" else 3)
         hidden = F.dropout(hidden, self.dropout, self.training)
         for layer in self.layers:
             if trace is not None:
-                trace.append(hidden)
+                hidden = trace(hidden)
             hidden = layer(hidden)
         return hidden
 

@@ -6,12 +6,12 @@ a nearest resize leads back, joined by the stem's own 1500 frames.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from whisper_hailo_hf.encoders.layers import ConvUnit, EncoderBlock, EncoderCore, Gate, along
+from whisper_hailo_hf.encoders.layers import ConvUnit, EncoderBlock, EncoderCore, Gate, Trace, along
 from whisper_hailo_hf.encoders.registry import EncoderFamily, register_family
 from whisper_hailo_hf.errors import RequestError
 
@@ -42,6 +42,18 @@ class ConvOptions:
     depthwise: bool = False
     gate_every: int = 2
     activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("relu", "relu6", "silu"):
+            raise RequestError(f"activation is 'relu', 'relu6' or 'silu', not {self.activation!r}")
+        if not (_all_counts(self.width, self.inner, self.taps) and self.taps % 2):
+            raise RequestError("width, inner and taps are positive whole numbers, and taps is odd")
+        if not (self.dilations and _all_counts(*self.dilations)):
+            raise RequestError(f"dilations are positive whole numbers, not {self.dilations!r}")
+
+
+def _all_counts(*values: Any) -> bool:
+    return all(isinstance(value, int) and value > 0 for value in values)
 
 
 class ConvBlock(EncoderBlock):
@@ -91,12 +103,12 @@ class ConvCore(EncoderCore):
         self.refine = ConvUnit(width, width, 3, activation=act, time_axis=axis)
         self.head = nn.Conv2d(width, config.d_model, 1)
 
-    def forward(self, features: Tensor, trace: list[Tensor] | None = None) -> Tensor:
+    def forward(self, features: Tensor, trace: Trace | None = None) -> Tensor:
         early = self.conv1(features)
         hidden = self.conv2(early)
         for block in self.blocks:
             if trace is not None:
-                trace.append(hidden)
+                hidden = trace(hidden)
             hidden = block(hidden)
         hidden = self.resize(self.join(hidden)) + self.skip(early)
         return self.head(self.refine(hidden))

@@ -6,7 +6,7 @@ nothing but the operators of the network.
 
 import copy
 import os
-import tempfile
+import uuid
 import warnings
 from pathlib import Path
 
@@ -42,8 +42,7 @@ def export_core(core: EncoderCore, mel_bins: int, time_axis: str, path: str | os
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (1, mel_bins, 1, core.frames) if time_axis == "width" else (1, mel_bins, core.frames, 1)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # the exporter is deprecated in favour of one that renames nodes and drops older opsets
@@ -52,7 +51,7 @@ def export_core(core: EncoderCore, mel_bins: int, time_axis: str, path: str | os
             torch.onnx.export(
                 folded(core),
                 (torch.zeros(shape),),
-                partial,
+                str(partial),
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
                 opset_version=opset,
@@ -61,6 +60,6 @@ def export_core(core: EncoderCore, mel_bins: int, time_axis: str, path: str | os
             )
         os.replace(partial, path)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
     return path

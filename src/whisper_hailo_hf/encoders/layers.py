@@ -59,7 +59,9 @@ class AxisConv2d(nn.Conv2d):
     def plain(self) -> nn.Conv2d:
         """The same convolution as an ordinary `nn.Conv2d`, for export."""
         taps = self.weight.shape[-1]
-        conv = nn.Conv2d(
+        # without initialisation, which would draw from the user's random numbers
+        conv = nn.utils.skip_init(
+            nn.Conv2d,
             self.in_channels,
             self.out_channels,
             along(self.time_axis, taps),
@@ -84,7 +86,8 @@ class FoldableBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.training and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            assert self.running_mean is not None and self.running_var is not None
+            assert self.running_mean is not None
+            assert self.running_var is not None
             # copies: the second run must save as many tensors for the backward as the first, and change none
             mean, var = self.running_mean.clone(), self.running_var.clone()
             return F.batch_norm(hidden, mean, var, self.weight, self.bias, True, 0.0, self.eps)
@@ -162,15 +165,31 @@ class EncoderBlock(GradientCheckpointingLayer):
     """Base of the blocks that repeat along an encoder's depth."""
 
 
+class Trace:
+    """Collects the input of each block, as (batch, time, channels) with the tiles of a window side by side.
+
+    What comes back goes on through the network, so that gradients pass through the collected tensors themselves.
+    """
+
+    def __init__(self, batch: int, time_axis: str) -> None:
+        self.batch, self.axis = batch, 2 if time_axis == "width" else 3
+        self.states: list[Tensor] = []
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        runs, channels = hidden.shape[:2]
+        self.states.append(hidden.squeeze(self.axis).transpose(1, 2).reshape(self.batch, -1, channels))
+        return self.states[-1].reshape(runs, -1, channels).transpose(1, 2).unsqueeze(self.axis)
+
+
 class EncoderCore(nn.Module):
     """What runs on the chip: log-mel features of one window to states before the host epilogue.
 
     Shapes: (batch, mel bins, 1, frames) -> (batch, d_model, 1, frames // 2), or with time on the height. `frames` is
-    fixed when the core is built. Pass a list as `trace` to have it filled with the input of each block.
+    fixed when the core is built. A `trace` collects the input of each block.
     """
 
     frames: int
     conv1: nn.Module  # the first convolution
 
-    def forward(self, features: Tensor, trace: list[Tensor] | None = None) -> Tensor:
+    def forward(self, features: Tensor, trace: Trace | None = None) -> Tensor:
         raise NotImplementedError
