@@ -116,10 +116,15 @@ SOME = ["short", "long_words", "fallback", "unequal_batch", "chunks_of_10_s"]
 
 
 @pytest.fixture(scope="module")
-def stock(stock_whisper: str) -> Pipeline:
-    asr = pipeline(TASK, model=stock_whisper)
+def stock(stock_whisper: str, multilingual_processor: WhisperProcessor) -> Pipeline:
+    model = WhisperForConditionalGeneration.from_pretrained(stock_whisper)
+    model.generation_config.num_beams = 1  # before the pipeline takes it, which Transformers before 5.20 does at once
+    parts = {
+        "tokenizer": multilingual_processor.tokenizer,
+        "feature_extractor": multilingual_processor.feature_extractor,
+    }
+    asr = pipeline(TASK, model=model, **parts)
     assert type(asr.model) is WhisperForConditionalGeneration
-    asr.model.generation_config.num_beams = 1
     return asr
 
 

@@ -2,7 +2,7 @@
 # dependencies = [
 #     "whisper-hailo-hf",
 #     "torch",
-#     "transformers>=5.10,<6",
+#     "transformers>=5.16,<6",
 #     "numpy",
 #     "scipy",
 #     "soundfile",

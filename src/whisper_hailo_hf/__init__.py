@@ -12,6 +12,7 @@ from whisper_hailo_hf.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from whisper_hailo_hf.configuration_whisper_hailo import WhisperHailoConfig
+    from whisper_hailo_hf.distillation import EncoderDistillationArguments, EncoderDistillationTrainer
     from whisper_hailo_hf.errors import RequestError, WhisperHailoError
     from whisper_hailo_hf.modeling_whisper_hailo import (
         HailoWhisperEncoder,
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "EncoderDistillationArguments": "distillation",
+    "EncoderDistillationTrainer": "distillation",
     "HailoWhisperEncoder": "modeling_whisper_hailo",
     "RequestError": "errors",
     "WhisperHailoConfig": "configuration_whisper_hailo",
@@ -29,6 +32,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "EncoderDistillationArguments",
+    "EncoderDistillationTrainer",
     "HailoWhisperEncoder",
     "RequestError",
     "WhisperHailoConfig",

@@ -109,6 +109,12 @@ class WhisperHailoPreTrainedModel(WhisperPreTrainedModel):
             backend_class(encoder_backend)  # a wrong name shall not cost a load
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        saved_as, alone = model.config.architectures or [cls.__name__], HailoWhisperEncoder.__name__
+        if (alone in saved_as) != (cls.__name__ == alone):
+            raise RequestError(
+                f"{pretrained_model_name_or_path} holds a {saved_as[0]}, and a {cls.__name__} of it would be partly "
+                f"random: load a {saved_as[0]}" + ("" if alone in saved_as else " and take its get_encoder()")
+            )
         encoder = model._hailo_encoder
         encoder.artefacts = {
             name: path

@@ -1,0 +1,89 @@
+"""The command line as a whole: the verbs, the global options, and how failures end.
+
+Exit status: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+"""
+
+import io
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from whisper_hailo_hf.cli import console, distill, doctor, init, transcribe
+from whisper_hailo_hf.errors import WhisperHailoError
+from whisper_hailo_hf.version import __version__
+
+app = typer.Typer(
+    name="whisper-hailo",
+    help="Whisper with an encoder that can be exchanged, for Hailo chips, inside Transformers.",
+    epilog="Exit status: 0 done, 1 the work failed, 2 the request was wrong.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(name="transcribe")(transcribe.transcribe)
+app.command(name="init")(init.init)
+app.command(name="distill")(distill.distill)
+app.command(name="doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"whisper-hailo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from (its traceback).")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    debug = "--debug" in arguments[:end]  # before or after the verb
+    arguments = [argument for argument in arguments[:end] if argument != "--debug"] + arguments[end:]
+    # A name or a word that the terminal's encoding lacks is no reason to fail.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = _run(arguments or ["--help"], debug)
+        if status == 130:
+            console.note("interrupted")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone, `| head` say. Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        result: Any = typer.main.get_command(app).main(arguments, prog_name="whisper-hailo", standalone_mode=False)
+        return int(result or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except typer.Exit as end:
+        return end.exit_code
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if debug:
+            console.notes.print_exception(show_locals=False)
+        if isinstance(error, WhisperHailoError):
+            console.error(str(error))
+            return error.exit_status
+        # What the parser raises: an unknown option, a value of the wrong type.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            console.error(f"{error.format_message().rstrip('.')} (see whisper-hailo --help)")
+            return 2
+        text = " ".join(str(error).split())
+        hint = "" if debug else " (--debug shows where)"
+        console.error(f"{type(error).__name__}: {text[:500]}{hint}" if text else f"{type(error).__name__}{hint}")
+        return 1
