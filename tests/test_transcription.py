@@ -121,6 +121,22 @@ def test_text_that_the_window_cuts_is_decoded_again_in_the_next(speech):
     ]
 
 
+def test_a_checkpoint_may_decode_with_timestamps_by_itself(speech, monkeypatch):
+    def decoded_with_timestamps() -> bool:
+        seen = []
+        generate = speech.model.generate
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                speech.model, "generate", lambda *a, **k: seen.append(k["return_timestamps"]) or generate(*a, **k)
+            )
+            Transcriber(speech, language="en")(noise(3.0))
+        return seen[0]
+
+    assert not decoded_with_timestamps()
+    monkeypatch.setattr(speech.model.generation_config, "return_timestamps", True)
+    assert decoded_with_timestamps()
+
+
 def test_a_pass_that_says_nothing_ends(speech):
     assert say(speech, noise(31.0), "<|0.00|><|0.00|>", "<|0.00|> one<|1.00|>") == [("one", 30.0, 31.0)]
 

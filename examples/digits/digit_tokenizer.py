@@ -69,7 +69,7 @@ def generation_config(tokenizer: WhisperTokenizer, alignment_heads: list[list[in
         num_beams=1,
         pad_token_id=ids["<|endoftext|>"],
         prev_sot_token_id=ids["<|startofprev|>"],
-        return_timestamps=False,
+        return_timestamps=True,
         suppress_tokens=[ids[token] for token in never],
         task="transcribe",
         task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},

@@ -174,7 +174,10 @@ class Transcriber:
         recording = _Recording(key, blocks, file, self.language)
         self._read_on(recording)
         one_window = recording.exhausted and recording.samples.size <= self._window
-        recording.untimed = self.timestamps == "none" and (one_window or not self._knows_timestamps)
+        # a checkpoint may say that it decodes with timestamps where nobody asks: then its text is the better for them
+        always = bool(getattr(self.speech.model.generation_config, "return_timestamps", False))
+        wanted = always or self.timestamps != "none" or not one_window
+        recording.untimed = not (wanted and self._knows_timestamps)
         return recording
 
     def _read_on(self, recording: _Recording) -> None:
