@@ -15,8 +15,6 @@ from helpers_audio import cut, noise, sine, write
 
 from whisper_hailo_hf import WhisperHailoForConditionalGeneration, __version__
 from whisper_hailo_hf.cli.main import main
-from whisper_hailo_hf.errors import RequestError
-from whisper_hailo_hf.transcription import demo_model_path
 
 COMMAND = Path(sys.executable).with_name("whisper-hailo")
 
@@ -245,10 +243,6 @@ def test_an_unfinished_ogg_is_read_with_a_warning(cli, tmp_path, stock_whisper):
 
 
 def test_without_a_model_the_demo_is_used_and_said(cli, speech_file):
-    try:
-        demo_model_path()
-    except RequestError:
-        pytest.skip("this checkout has no demo model")
     status, out, err = cli("transcribe", speech_file, "--encoder-backend", "torch")
     assert status == 0
     assert len(out.splitlines()) == 1
