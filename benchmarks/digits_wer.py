@@ -10,6 +10,10 @@ Usage, on the two speakers that the bundled demo model never heard, with both en
 With a table (columns id, path, text) of further recordings whose text is digits, and the numbers as JSON:
 
     python benchmarks/digits_wer.py --model digits --speech recordings --tsv more/dev.tsv --json
+
+A student against its teacher on the same sequences, with an interval of the difference:
+
+    python benchmarks/digits_wer.py --model digits_student --compare digits/stock --speech recordings
 """
 
 import argparse
@@ -64,16 +68,25 @@ def non_speech(seconds: float, seed: int) -> list[tuple[str, np.ndarray]]:
     return out
 
 
-def word_errors(references: list[str], texts: list[str], seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
-    """Word error rate with its parts, and a 95 % interval by bootstrap over the sequences."""
+def error_counts(references: list[str], texts: list[str]) -> np.ndarray:
+    """For each sequence: words substituted, deleted, inserted, and spoken."""
     counts = []
     for reference, text in zip(references, texts, strict=True):
         one = jiwer.process_words(reference, text)
         counts.append((one.substitutions, one.deletions, one.insertions, one.hits + one.substitutions + one.deletions))
-    table = np.array(counts, dtype=float)
-    total = table.sum(axis=0)
+    return np.array(counts, dtype=float)
+
+
+def resampled_counts(table: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+    """Sums of the rows over sequences drawn with replacement, (resamples, columns)."""
     rng = np.random.default_rng(seed)
-    drawn = table[rng.integers(len(table), size=(resamples, len(table)))].sum(axis=1)
+    return table[rng.integers(len(table), size=(resamples, len(table)))].sum(axis=1)
+
+
+def word_errors(references: list[str], texts: list[str], seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
+    """Word error rate with its parts, and a 95 % interval by bootstrap over the sequences."""
+    table = error_counts(references, texts)
+    total, drawn = table.sum(axis=0), resampled_counts(table, seed, resamples)
     rates = drawn[:, :3].sum(axis=1) / drawn[:, 3]
     return {
         "wer": float(total[:3].sum() / total[3]),
@@ -84,6 +97,25 @@ def word_errors(references: list[str], texts: list[str], seed: int = 0, resample
         "words": int(total[3]),
         "sequences": len(table),
         "sequences_without_error": int((table[:, :3].sum(axis=1) == 0).sum()),
+    }
+
+
+def paired_difference(
+    references: list[str], texts: list[str], others: list[str], seed: int = 0, resamples: int = 2000
+) -> dict[str, Any]:
+    """The first texts' word error rate less the others', and its 95 % interval by bootstrap over the sequences.
+
+    Paired: each draw takes the same sequences of both (Bisani & Ney 2004, https://doi.org/10.1109/ICASSP.2004.1326009).
+    """
+    ours, theirs = error_counts(references, texts), error_counts(references, others)
+    table = np.stack([ours[:, :3].sum(axis=1), theirs[:, :3].sum(axis=1), ours[:, 3]], axis=1)
+    drawn, total = resampled_counts(table, seed, resamples), table.sum(axis=0)
+    differences = (drawn[:, 0] - drawn[:, 1]) / drawn[:, 2]
+    return {
+        "other": word_errors(references, others, seed, resamples),
+        "difference": float((total[0] - total[1]) / total[2]),
+        "interval_95": [float(x) for x in np.percentile(differences, [2.5, 97.5])],
+        "sequences_with_the_same_text": sum(a == b for a, b in zip(texts, others, strict=True)),
     }
 
 
@@ -154,33 +186,46 @@ def segment_times(sequences: list[DigitSequence], outputs: list[dict[str, Any]])
 def run(recogniser: Any, audios: list[np.ndarray], batch_size: int, timestamps: bool | str) -> list[dict[str, Any]]:
     """The pipeline over all audio, in order."""
     inputs = ({"raw": audio, "sampling_rate": SAMPLE_RATE} for audio in audios)
-    return list(recogniser(inputs, return_timestamps=timestamps, batch_size=batch_size))
+    settings = recogniser.model.generation_config
+    usual = settings.return_timestamps
+    settings.return_timestamps = bool(timestamps)  # a True there outweighs a False of the pipeline's argument
+    try:
+        return list(recogniser(inputs, return_timestamps=timestamps, batch_size=batch_size))
+    finally:
+        settings.return_timestamps = usual
 
 
-def evaluate(recogniser: Any, arguments: argparse.Namespace, drawn: list[tuple[str, DigitSequence]]) -> dict[str, Any]:
-    """All measurements with one encoder backend."""
+def evaluate(
+    recogniser: Any,
+    arguments: argparse.Namespace,
+    drawn: list[tuple[str, DigitSequence]],
+    others: dict[str, list[str]],
+) -> dict[str, Any]:
+    """All measurements with one encoder backend; `others` are another model's texts, by the kind of timestamps."""
     sequences = [sequence for _, sequence in drawn]
     audios, references = [s.samples for s in sequences], [s.text for s in sequences]
-    began = time.perf_counter()
     plain = run(recogniser, audios, arguments.batch_size, False)
-    seconds = time.perf_counter() - began
+    began = time.perf_counter()
     segments = run(recogniser, audios, arguments.batch_size, True)
+    seconds = time.perf_counter() - began
     words = run(recogniser, audios, arguments.batch_size, "word")
     texts = {name: [o["text"].strip() for o in outputs] for name, outputs in
              (("none", plain), ("segment", segments), ("word", words))}  # fmt: skip
     report: dict[str, Any] = {f"timestamps_{name}": word_errors(references, text) for name, text in texts.items()}
+    for name, other in others.items():
+        report[f"timestamps_{name}"]["compared"] = paired_difference(references, texts[name], other)
     report["by_speaker"] = {
         speaker: word_errors([r for r, (s, _) in zip(references, drawn, strict=True) if s == speaker],
-                             [t for t, (s, _) in zip(texts["none"], drawn, strict=True) if s == speaker])
+                             [t for t, (s, _) in zip(texts["segment"], drawn, strict=True) if s == speaker])
         for speaker in dict(drawn)
     }  # fmt: skip
-    report["confusions"] = confusions(references, texts["none"])
+    report["confusions"] = confusions(references, texts["segment"])
     report["word_times_within_0.2_s"] = word_times(sequences, words)
     report["segment_times_within_0.2_s"] = segment_times(sequences, segments)
     report["real_time_factor"] = seconds / sum(s.seconds for s in sequences)
     if arguments.tsv:
         table = load_table(arguments.tsv)
-        heard = [o["text"].strip() for o in run(recogniser, [a for a, _ in table], arguments.batch_size, False)]
+        heard = [o["text"].strip() for o in run(recogniser, [a for a, _ in table], arguments.batch_size, True)]
         report["table"] = word_errors([text for _, text in table], heard)
         report["table"]["confusions"] = confusions([text for _, text in table], heard)
     quiet = non_speech(10.0, arguments.seed)
@@ -195,13 +240,18 @@ def show(backend: str, report: dict[str, Any]) -> None:
     """One report for people."""
     print(f"\nencoder backend {backend}, real-time factor {report['real_time_factor']:.3f}")
     rows = [(f"timestamps {n}", report[f"timestamps_{n}"]) for n in ("none", "segment", "word")]
-    rows += [(f"  speaker {s}", r) for s, r in report["by_speaker"].items()]
-    rows += [("table", report["table"])] if "table" in report else []
+    rows += [(f"  speaker {s}, segment", r) for s, r in report["by_speaker"].items()]
+    rows += [("table, segment", report["table"])] if "table" in report else []
     for name, r in rows:
         low, high = r["interval_95"]
-        print(f"  {name:22} WER {r['wer']:7.2%}  [{low:.2%}, {high:.2%}]  {r['substitutions']} substituted, "
+        print(f"  {name:26} WER {r['wer']:7.2%}  [{low:.2%}, {high:.2%}]  {r['substitutions']} substituted, "
               f"{r['deletions']} left out, {r['insertions']} put in, of {r['words']} words in {r['sequences']}; "
               f"{r['sequences_without_error']} without error")  # fmt: skip
+        if found := r.get("compared"):
+            low, high = found["interval_95"]
+            print(f"    the other model      WER {found['other']['wer']:7.2%}; difference "
+                  f"{100 * found['difference']:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]; the same text in "
+                  f"{found['sequences_with_the_same_text']}")  # fmt: skip
     print("  errors:", ", ".join(f"{pair} {n}" for pair, n in list(report["confusions"].items())[:12]) or "none")
     t, s = report["word_times_within_0.2_s"], report["segment_times_within_0.2_s"]
     print(f"  words within {TOLERANCE} s: starts {t['starts']:.1%}, ends {t['ends']:.1%}, both {t['both']:.1%} of "
@@ -218,6 +268,7 @@ def show(backend: str, report: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Word error rate and timing of a digits model.")
     parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--compare", help="another model's folder, such as the teacher's, for the same sequences")
     parser.add_argument("--speech", type=Path, required=True, help="folder of {digit}_{speaker}_{n}.flac or .wav")
     parser.add_argument("--speakers", nargs="+", default=["theo", "yweweler"])
     parser.add_argument("--sequences", type=int, default=200)
@@ -236,6 +287,12 @@ def main() -> None:
         if error.name != "whisper_hailo_hf":
             raise
     drawn = make_sequences(arguments.speech, arguments.speakers, arguments.sequences, arguments.seed)
+    others: dict[str, list[str]] = {}
+    if arguments.compare:
+        other = pipeline("automatic-speech-recognition", model=arguments.compare)
+        audios = [sequence.samples for _, sequence in drawn]
+        for name, timestamps in (("none", False), ("segment", True)):
+            others[name] = [o["text"].strip() for o in run(other, audios, arguments.batch_size, timestamps)]
     recogniser = pipeline("automatic-speech-recognition", model=arguments.model)
     reports = {}
     for backend in arguments.encoder_backend:
@@ -243,11 +300,12 @@ def main() -> None:
             recogniser.model.set_encoder_backend(backend)
         elif backend != "torch":
             raise SystemExit(f"{arguments.model}: a stock Whisper has no encoder backend {backend}, only torch")
-        reports[backend] = evaluate(recogniser, arguments, drawn)
+        reports[backend] = evaluate(recogniser, arguments, drawn, others)
         if not arguments.json:
             show(backend, reports[backend])
     if arguments.json:
         setting = {"speakers": arguments.speakers, "sequences": len(drawn), "seed": arguments.seed}
+        setting |= {"model": arguments.model, "compared": arguments.compare}
         print(json.dumps({"setting": setting, "backends": reports}, indent=2))
 
 

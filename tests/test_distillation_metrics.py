@@ -22,10 +22,10 @@ from whisper_hailo_hf.distillation import (
     load_teacher,
     measure_statistics,
 )
-from whisper_hailo_hf.distillation.metrics import decibels
 from whisper_hailo_hf.distillation.teacher import Projection
 from whisper_hailo_hf.distillation.words import WordErrors
 from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.fidelity import decibels
 
 
 def _statistics(positions: int = 60, width: int = 8, seed: int = 0) -> TeacherStatistics:

@@ -16,10 +16,20 @@ from whisper_hailo_hf import (
     WhisperHailoForConditionalGeneration,
 )
 from whisper_hailo_hf.encoders import HostStage, build_encoder, get_family
-from whisper_hailo_hf.encoders.layers import AxisConv2d
+from whisper_hailo_hf.encoders.export import folded
+from whisper_hailo_hf.encoders.layers import AxisConv2d, PositionMap
 
 PUBLISHED = {"tiny": (384, 6), "base": (512, 8), "small": (768, 12)}  # d_model, heads
-ALLOWED = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AdaptiveAvgPool2d, nn.Sigmoid, nn.Upsample, nn.Identity)
+ALLOWED = (
+    nn.Conv2d,
+    nn.BatchNorm2d,
+    nn.ReLU,
+    nn.AdaptiveAvgPool2d,
+    nn.Sigmoid,
+    nn.Upsample,
+    nn.Identity,
+    PositionMap,  # a constant that is added
+)
 
 
 def encoder_for(family="conv", **changes):
@@ -58,7 +68,8 @@ def test_preset_builds_within_the_budget(preset):
     # wide maps run at 750 frames or fewer; only the head's output and the stem's own are at 1500
     for block in core.blocks:
         assert block.reduce.conv.in_channels == core.conv2.conv.out_channels
-    assert all(isinstance(part, ALLOWED) for part in core.modules() if not list(part.children()))
+    leaves = [part for part in core.modules() if not list(part.children()) and not isinstance(part, nn.ModuleList)]
+    assert all(isinstance(part, ALLOWED) for part in leaves)
 
 
 def test_micro_preset_hears_thirty_seconds():
@@ -167,9 +178,103 @@ def test_axis_convolution_is_a_conv1d(taps, dilation, stride):
     assert torch.allclose(conv.plain()(hidden.unsqueeze(2)).squeeze(2), expected, atol=1e-6)
 
 
-def test_even_taps_have_no_centre():
+def test_even_taps_have_no_centre_and_are_not_padded():
     with pytest.raises(ValueError, match="4 taps has no centre"):
-        AxisConv2d(2, 2, 4)
+        AxisConv2d(2, 2, 4, stride=2)
+    hidden = torch.randn(2, 6, 21)
+    conv = AxisConv2d(6, 4, 2)
+    expected = nn.functional.conv1d(hidden, conv.weight.squeeze(2), conv.bias)
+    assert expected.shape[-1] == 20
+    assert torch.allclose(conv(hidden.unsqueeze(2)).squeeze(2), expected, atol=1e-6)
+    assert torch.allclose(conv.plain()(hidden.unsqueeze(2)).squeeze(2), expected, atol=1e-6)
+
+
+# The pyramid of the conv family
+
+
+def frames_of_blocks(encoder, features):
+    """Frames at which each block runs."""
+    seen = []
+    axis = 3 if encoder.config.time_axis == "width" else 2
+    hooks = [
+        block.register_forward_hook(lambda module, args, output: seen.append(output.shape[axis]))
+        for block in encoder.core.blocks
+    ]
+    states = states_of(encoder, features)
+    for hook in hooks:
+        hook.remove()
+    return seen, states
+
+
+@pytest.mark.parametrize("time_axis", ["width", "height"])
+@pytest.mark.parametrize(
+    ("positions", "levels", "frames"),
+    [
+        (48, (0, 1, 2, 1, 0), [24, 12, 6, 12, 24]),
+        (60, (1, 2, 3, 0, 0), [15, 8, 4, 30, 30]),  # 30, 15, 8, 4: two odd levels, and a rise of three at once
+        (60, (2, 2, 2, 2, 2), [8] * 5),
+        (60, (2, 0, 2, 0, 2), [8, 30, 8, 30, 8]),
+        (60, (2,), [8] * 5),
+        (60, (0, 1), [30, 30, 30, 15, 15]),
+    ],
+)
+def test_blocks_run_at_their_levels(time_axis, positions, levels, frames):
+    options = {"width": 16, "stem": 8, "inner": 8, "levels": levels, "positions": True, "refine_depthwise": True}
+    encoder = encoder_for(
+        max_source_positions=positions, encoder_layers=5, encoder_options=options, time_axis=time_axis
+    )
+    features = features_for(encoder.config)
+    seen, states = frames_of_blocks(encoder, features)
+    assert seen == frames
+    assert states.shape == (len(features), positions, encoder.config.d_model)
+
+
+def test_no_frame_is_shifted_by_the_levels():
+    """A sound at one place moves the states around that place most, on the way through odd levels too."""
+    options = {"width": 16, "inner": 8, "levels": (3,), "gate_every": 0, "dilations": (1,)}
+    encoder = encoder_for(max_source_positions=300, encoder_layers=1, encoder_options=options)
+    quiet = torch.zeros(1, encoder.config.num_mel_bins, 600)
+    for place in (90, 151, 208):
+        loud = quiet.clone()
+        loud[:, :, 2 * place : 2 * place + 2] = 5.0
+        change = (states_of(encoder, loud) - states_of(encoder, quiet)).abs().sum(-1)[0]
+        touched = change.nonzero().flatten()
+        middle = float((touched.min() + touched.max()) / 2)
+        assert abs(middle - place) <= 16  # one frame of the lowest level is 16 states long
+        assert abs(int(change.argmax()) - place) <= 16
+
+
+def test_a_table_of_positions_is_part_of_the_core():
+    encoder = encoder_for(encoder_options={"width": 16, "inner": 8, "positions": True})
+    features = features_for(encoder.config)
+    before = states_of(encoder, features)
+    with torch.no_grad():
+        encoder.core.positional_map.weight[0] = 1.0
+    after = states_of(encoder, features)
+    assert not torch.equal(before[:, :2], after[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"levels": (4,)}, "levels are whole numbers from 0"),
+        ({"levels": ()}, "levels are whole numbers from 0"),
+        ({"stem": -1}, "stem is a number of channels"),
+        ({"norm": "layer"}, "norm is 'batch' or 'none', not 'layer'"),
+        ({"refine_taps": 4}, "taps are odd"),
+    ],
+)
+def test_wrong_options_of_the_pyramid(options, message):
+    with pytest.raises(RequestError, match=message):
+        encoder_for(encoder_layers=2, encoder_options=options)
+
+
+def test_without_normalisation_nothing_needs_folding():
+    encoder = encoder_for(encoder_options={"width": 16, "inner": 8, "norm": "none"})
+    assert not [m for m in encoder.core.modules() if isinstance(m, nn.BatchNorm2d)]
+    features = encoder.host.windows(features_for(encoder.config))
+    with torch.no_grad():
+        assert torch.allclose(folded(encoder.core)(features), encoder.core(features), atol=1e-5)
 
 
 # The host's part
@@ -274,7 +379,7 @@ def test_attention_takes_stock_weights_of_its_shape_only():
             "the conv family has no option heads: it has activation",
         ),
         ("conv", {"encoder_options": {"activation": "gelu"}}, "activation is 'relu', 'relu6' or 'silu', not 'gelu'"),
-        ("conv", {"encoder_options": {"taps": 4}}, "taps is odd"),
+        ("conv", {"encoder_options": {"taps": 4}}, "taps are odd"),
         ("conv", {"encoder_options": {"width": "wide"}}, "positive whole numbers"),
         ("conv", {"encoder_options": {"dilations": []}}, "dilations are positive whole numbers"),
         ("attention", {"encoder_options": {"width": 3}}, "the attention family has no option width"),

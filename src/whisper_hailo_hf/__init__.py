@@ -11,9 +11,11 @@ from whisper_hailo_hf import registration as registration
 from whisper_hailo_hf.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from whisper_hailo_hf.compile import check_graph, export_encoder, quantize_encoder
     from whisper_hailo_hf.configuration_whisper_hailo import WhisperHailoConfig
     from whisper_hailo_hf.distillation import EncoderDistillationArguments, EncoderDistillationTrainer
     from whisper_hailo_hf.errors import RequestError, WhisperHailoError
+    from whisper_hailo_hf.evaluation import compare_stages
     from whisper_hailo_hf.modeling_whisper_hailo import (
         HailoWhisperEncoder,
         WhisperHailoForConditionalGeneration,
@@ -29,6 +31,10 @@ _HOMES = {
     "WhisperHailoError": "errors",
     "WhisperHailoForConditionalGeneration": "modeling_whisper_hailo",
     "WhisperHailoModel": "modeling_whisper_hailo",
+    "check_graph": "compile",
+    "compare_stages": "evaluation",
+    "export_encoder": "compile",
+    "quantize_encoder": "compile",
 }
 
 __all__ = [
@@ -41,6 +47,10 @@ __all__ = [
     "WhisperHailoForConditionalGeneration",
     "WhisperHailoModel",
     "__version__",
+    "check_graph",
+    "compare_stages",
+    "export_encoder",
+    "quantize_encoder",
 ]
 
 

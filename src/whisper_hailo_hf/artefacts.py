@@ -6,6 +6,7 @@ file without a record, with another content, or made from other weights is never
 
 import hashlib
 import os
+import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from whisper_hailo_hf.errors import RequestError
 
 ONNX_PATH = "onnx/encoder.onnx"
+ONNX_INT8_PATH = "onnx/encoder_int8.onnx"
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -72,3 +74,26 @@ def why_unfit(path: str | os.PathLike, entry: dict[str, Any] | None, weights: st
     if entry.get("size") != os.path.getsize(path) or entry.get("sha256") != sha256_of(path):
         return f"{name} is damaged: its content is not what config.json recorded"
     return None
+
+
+def copy_fitting(
+    files: dict[str, Path], records: dict[str, Any], weights: str, folder: str | os.PathLike
+) -> dict[str, Any]:
+    """Copies into a model folder those files that still stand for weights of this fingerprint.
+
+    Args:
+        files: where each lies, by its name in a model folder.
+        records: their records.
+        weights: fingerprint of the weights.
+        folder: the model folder.
+
+    Returns:
+        The records of the files that were copied.
+    """
+    kept = {name: path for name, path in files.items() if why_unfit(path, records.get(name), weights) is None}
+    for name, path in kept.items():
+        there = Path(folder) / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if not there.exists() or not path.samefile(there):
+            shutil.copyfile(path, there)
+    return {name: records[name] for name in kept}

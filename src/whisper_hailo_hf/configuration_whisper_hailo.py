@@ -44,6 +44,8 @@ class WhisperHailoConfig(WhisperConfig):
         artefacts (`dict`, *optional*):
             Files beside the weights, by path: sha256, size in bytes, the fingerprint of the weights they were made
             from, and who made them.
+        distilled_from (`dict`, *optional*):
+            The teacher of a distilled encoder: `name`, and `fingerprint`, the SHA-256 over its encoder's weights.
     """
 
     model_type = "whisper_hailo"
@@ -53,6 +55,7 @@ class WhisperHailoConfig(WhisperConfig):
     encoder_preset: str | None = None
     time_axis: Literal["width", "height"] = "width"
     artefacts: dict[str, Any] = field(default_factory=dict)
+    distilled_from: dict[str, Any] = field(default_factory=dict)
     classifier_proj_size: Any = 256  # NEEDS_PLUGIN on disk
 
     def __post_init__(self, **kwargs: Any) -> None:

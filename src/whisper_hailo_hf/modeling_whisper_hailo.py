@@ -5,7 +5,6 @@ features in, one state per 20 ms out, whatever the window of the network inside.
 """
 
 import os
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -31,19 +30,8 @@ from whisper_hailo_hf.backends.torch import TorchBackend
 from whisper_hailo_hf.configuration_whisper_hailo import WhisperHailoConfig
 from whisper_hailo_hf.encoders import PositionMap, Trace, build_encoder, get_family
 from whisper_hailo_hf.errors import RequestError
-from whisper_hailo_hf.hub import find_artefact
-from whisper_hailo_hf.stock import config_from_stock, load_stock
-
-_SHIM = "whisper_hailo_shim"
-_SHIM_CODE = '''"""For `trust_remote_code=True`: finds the model's code, which is in `pip install whisper-hailo-hf`."""
-
-from whisper_hailo_hf import (  # noqa: F401
-    HailoWhisperEncoder,
-    WhisperHailoConfig,
-    WhisperHailoForConditionalGeneration,
-    WhisperHailoModel,
-)
-'''
+from whisper_hailo_hf.hub import auto_map, find_artefact, write_shim
+from whisper_hailo_hf.stock import config_from_stock, config_with_student, load_stock, load_student
 
 
 class WhisperHailoPreTrainedModel(WhisperPreTrainedModel):
@@ -51,7 +39,12 @@ class WhisperHailoPreTrainedModel(WhisperPreTrainedModel):
 
     config_class = WhisperHailoConfig
     config: WhisperHailoConfig
-    _no_split_modules = ["ConvBlock", "AttentionBlock", "WhisperDecoderLayer"]  # noqa: RUF012  # the base's type
+    _no_split_modules = [  # noqa: RUF012  # the base's type
+        "ConvBlock",
+        "AttentionBlock",
+        "LinearAttentionBlock",
+        "WhisperDecoderLayer",
+    ]
     _auto_classes: tuple[str, ...] = ()
 
     def __init__(self, config: WhisperHailoConfig, *args: Any, **kwargs: Any) -> None:
@@ -130,12 +123,10 @@ class WhisperHailoPreTrainedModel(WhisperPreTrainedModel):
         folder, here = Path(save_directory), kwargs.get("is_main_process", True)
         if here:
             self.config.artefacts = self._hailo_encoder.save_artefacts(folder)
-        self.config.auto_map = {"AutoConfig": f"{_SHIM}.{WhisperHailoConfig.__name__}"} | {
-            auto: f"{_SHIM}.{type(self).__name__}" for auto in self._auto_classes
-        }
+        self.config.auto_map = auto_map(WhisperHailoConfig.__name__, type(self).__name__, self._auto_classes)
         super().save_pretrained(save_directory, *args, **kwargs)
         if here:
-            (folder / f"{_SHIM}.py").write_text(_SHIM_CODE, encoding="utf-8")
+            write_shim(folder)
         if push:
             self.push_to_hub(repo_id or folder.name, **kwargs)  # type: ignore[arg-type]  # wrapped beyond mypy's view
 
@@ -232,12 +223,7 @@ class HailoWhisperEncoder(WhisperHailoPreTrainedModel):
         weights, records = artefacts.fingerprint(self.core), dict(self.config.artefacts)
         if isinstance(self._backend, OnnxBackend):
             records[artefacts.ONNX_PATH] = self._backend.record(files[artefacts.ONNX_PATH], weights)
-        kept = {n: p for n, p in files.items() if artefacts.why_unfit(p, records.get(n), weights) is None}
-        for name, path in kept.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            if not (folder / name).exists() or not path.samefile(folder / name):
-                shutil.copyfile(path, folder / name)
-        return {name: records[name] for name in kept}
+        return artefacts.copy_fitting(files, records, weights, folder)
 
     def load_stock_encoder(self, stock: WhisperEncoder) -> None:
         """Takes over a stock encoder's final LayerNorm and, as far as the family can use them, its weights.
@@ -363,10 +349,11 @@ class WhisperHailoForConditionalGeneration(
     def from_whisper(
         cls,
         name_or_path: str | os.PathLike,
-        family: str = "conv",
+        family: str | None = None,
         preset: str | None = None,
         *,
-        time_axis: str = "width",
+        student: str | os.PathLike | None = None,
+        time_axis: str | None = None,
         encoder_layers: int | None = None,
         encoder_options: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -375,26 +362,40 @@ class WhisperHailoForConditionalGeneration(
 
         Decoder, output projection, generation config and the final LayerNorm are copied. The `attention` family takes
         the stock encoder's weights and gives its states; a `conv` student starts from the teacher's stem where the
-        shapes allow, and is untrained: it has to be distilled before it hears anything.
+        shapes allow, and has to be distilled before it hears anything. `student` names one that is, saved alone.
 
         Args:
             name_or_path: Hub id or folder of a stock Whisper.
-            family: `"conv"` or `"attention"`.
+            family: `"conv"`, the default, or `"attention"`.
             preset: preset of the family; by default the one that suits the checkpoint's d_model.
-            time_axis: `"width"` or `"height"`.
+            student: Hub id or folder of a distilled encoder, in place of the settings that describe a new one. The
+                model is then in float32 unless `dtype` is given.
+            time_axis: `"width"`, the default, or `"height"`.
             encoder_layers: blocks of the encoder, instead of the preset's (`conv` only).
             encoder_options: options of the family, over the preset's: `{"window_seconds": 10}` for example.
             kwargs: for `from_pretrained` of the stock model (`dtype`, `revision`, `token`, ...).
 
         Raises:
-            RequestError: no stock Whisper, no such family, preset or option, or options that do not fit.
+            RequestError: no stock Whisper, family, preset, option or student of that name, or it does not fit.
         """
-        stock = load_stock(name_or_path, **kwargs)
-        config = config_from_stock(stock.config, family, preset, time_axis, encoder_layers, encoder_options)
-        model = cls(config)
-        model.model.encoder.load_stock_encoder(stock.model.encoder)
+        described = (family, preset, time_axis, encoder_layers, encoder_options)
+        if student is None:
+            stock = load_stock(name_or_path, **kwargs)
+            model = cls(config_from_stock(stock.config, *described))
+            model.model.encoder.load_stock_encoder(stock.model.encoder)
+        elif any(described):
+            raise RequestError(
+                "a student's encoder is what it is: leave out the settings of a new one, or the student"
+            )
+        else:
+            kwargs = {"dtype": torch.float32} | kwargs
+            encoder = load_student(student, HailoWhisperEncoder, **kwargs)
+            stock = load_stock(name_or_path, **kwargs)
+            model = cls(config_with_student(stock, encoder.config, name_or_path, student))
+            model.model.encoder.load_state_dict(encoder.state_dict())
+            model.model.encoder.artefacts.update(encoder.artefacts)
         model.model.decoder.load_state_dict(stock.model.decoder.state_dict())
-        if not config.tie_word_embeddings:
+        if not model.config.tie_word_embeddings:
             model.proj_out.load_state_dict(stock.proj_out.state_dict())
         model.tie_weights()
         model.generation_config = stock.generation_config

@@ -117,7 +117,14 @@ class EncoderBackend(ABC):
 
 
 class GraphBackend(EncoderBackend):
-    """A backend that runs the core's static batch-1 graph, window after window."""
+    """A backend that runs the core's static batch-1 graph, window after window.
+
+    It is opened anew when the weights have changed.
+    """
+
+    def __init__(self, parts: EncoderParts) -> None:
+        super().__init__(parts)
+        self._version: tuple[tuple[int, int], ...] = ()
 
     @abstractmethod
     def run(self, window: np.ndarray) -> np.ndarray:
@@ -125,10 +132,18 @@ class GraphBackend(EncoderBackend):
 
     @torch.no_grad()
     def encode(self, input_features: np.ndarray) -> np.ndarray:
+        current = weights_version(self.parts.core)
+        with self._lock:
+            if current != self._version:
+                self.close()
+                self._version = current
         host = self.parts.host
         windows = host.windows(torch.from_numpy(np.ascontiguousarray(input_features, dtype=np.float32)))
         outputs = [self.run(window[None].numpy()) for window in windows.contiguous()]
         return host_states(host, torch.from_numpy(np.concatenate(outputs))).numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_version": ()}
 
 
 def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:

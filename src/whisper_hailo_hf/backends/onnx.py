@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from whisper_hailo_hf import artefacts
-from whisper_hailo_hf.backends.base import BackendStatus, EncoderParts, GraphBackend, weights_version
+from whisper_hailo_hf.backends.base import BackendStatus, EncoderParts, GraphBackend
 from whisper_hailo_hf.encoders.export import INPUT_NAME, OUTPUT_NAME, export_core
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
 
@@ -66,7 +66,6 @@ class OnnxBackend(GraphBackend):
                     f"onnxruntime has no provider {', '.join(absent)} here: it has {', '.join(present)}"
                 )
         self.threads, self.providers, self.graph_optimization = threads, providers, graph_optimization
-        self._version: tuple[tuple[int, int], ...] = ()
         self._folder: Path | None = None
         self._source = ""
 
@@ -74,7 +73,7 @@ class OnnxBackend(GraphBackend):
     def status(cls) -> BackendStatus:
         if find_spec("onnxruntime") is None:
             return BackendStatus(cls.name, False, "onnxruntime is not installed: pip install 'whisper-hailo-hf[onnx]'")
-        return BackendStatus(cls.name, True, _runtime())
+        return BackendStatus(cls.name, True, runtime_version())
 
     @classmethod
     def why_not_auto(cls, parts: EncoderParts) -> str | None:
@@ -116,14 +115,6 @@ class OnnxBackend(GraphBackend):
             str(self.graph()), options, providers=self.providers or ["CPUExecutionProvider"]
         )
 
-    def encode(self, input_features: np.ndarray) -> np.ndarray:
-        current = weights_version(self.parts.core)
-        with self._lock:
-            if current != self._version:
-                self.close()
-                self._version = current
-        return super().encode(input_features)
-
     def run(self, window: np.ndarray) -> np.ndarray:
         with self.handle() as session:
             return session.run([OUTPUT_NAME], {INPUT_NAME: window})[0]
@@ -131,7 +122,7 @@ class OnnxBackend(GraphBackend):
     def info(self) -> dict[str, Any]:
         return {
             "backend": self.name,
-            "runtime": _runtime(),
+            "runtime": runtime_version(),
             "graph": self._source or "not opened yet",
             "threads": self.threads or "onnxruntime's choice",
             "providers": self.providers or ["CPUExecutionProvider"],
@@ -140,10 +131,11 @@ class OnnxBackend(GraphBackend):
 
     def __getstate__(self) -> dict[str, Any]:
         # the exported file belongs to the original, which removes it
-        return super().__getstate__() | {"_folder": None, "_version": (), "_source": ""}
+        return super().__getstate__() | {"_folder": None, "_source": ""}
 
 
-def _runtime() -> str:
+def runtime_version() -> str:
+    """Name and version of the ONNX Runtime that is installed."""
     try:
         return f"onnxruntime {version('onnxruntime')}"
     except PackageNotFoundError:  # the module also comes as onnxruntime-gpu, onnxruntime-openvino and others

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# in the order in which `auto` tries them
+# in the order in which `auto` tries them; torch can always run, so that what comes after it is asked for by name
 _BACKENDS = {
     "onnx": "whisper_hailo_hf.backends.onnx:OnnxBackend",
     "torch": "whisper_hailo_hf.backends.torch:TorchBackend",
+    "emulator": "whisper_hailo_hf.backends.emulator:EmulatorBackend",
 }
 
 

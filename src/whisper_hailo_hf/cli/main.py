@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from whisper_hailo_hf.cli import console, distill, doctor, init, transcribe
+from whisper_hailo_hf.cli import check, console, distill, doctor, export, init, quantize, transcribe, verify
 from whisper_hailo_hf.errors import WhisperHailoError
 from whisper_hailo_hf.version import __version__
 
@@ -23,6 +23,10 @@ app = typer.Typer(
 app.command(name="transcribe")(transcribe.transcribe)
 app.command(name="init")(init.init)
 app.command(name="distill")(distill.distill)
+app.command(name="export")(export.export)
+app.command(name="check")(check.check)
+app.command(name="quantize")(quantize.quantize)
+app.command(name="verify")(verify.verify)
 app.command(name="doctor")(doctor.doctor)
 
 

@@ -69,6 +69,20 @@ class EncoderDistillationArguments(TrainingArguments):
 
         > Training
 
+        muon (`bool`, *optional*, defaults to `True`):
+            Train the hidden convolutions with Muon and only the rest with AdamW, which learns far more from the same
+            windows; see [`MuonWithAdamW`]. Set it to `False` for the optimizer that `optim` names, and under FSDP or
+            DeepSpeed, where no process holds whole matrices.
+        quantization_aware (`bool`, *optional*, defaults to `False`):
+            Round weights and activations in the forward as the 8-bit graph will, with gradients passed straight
+            through: weights by output channel, with the normalisation folded in, activations by tensor. Evaluations
+            during the run are rounded too; the saved student is an ordinary one.
+        quantization_start (`float`, *optional*, defaults to 0.5):
+            Share of the steps that are trained in float before.
+        sixteen_bit (`list[str]`, *optional*, defaults to `[]`):
+            What is rounded to 16 bits instead: `residual_adds`, `output`, names of layers or patterns of them.
+        weight_bits (`int`, *optional*, defaults to 8):
+            Bits of the weights, 8 or 4.
         ema_decay (`float`, *optional*, defaults to 0.0):
             Decay of a moving average of the weights, which is then evaluated and saved in their place; 0 for none.
         channels_last (`bool`, *optional*, defaults to `True`):
@@ -84,7 +98,7 @@ class EncoderDistillationArguments(TrainingArguments):
     """
 
     output_dir: str | None = field(default="distilled", metadata={"help": "Folder of checkpoints and result."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of convolutions."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})
     warmup_steps: float = field(default=0.02, metadata={"help": "Steps of warm-up; below 1, a share of all."})
@@ -119,6 +133,11 @@ class EncoderDistillationArguments(TrainingArguments):
     statistics_path: str | None = field(default=None, metadata={"help": "File with the teacher's statistics."})
     statistics_windows: int = field(default=512, metadata={"help": "Windows that they are measured on."})
     start_positional_map: bool = field(default=True, metadata={"help": "Start the map from the teacher's mean."})
+    muon: bool = field(default=True, metadata={"help": "Train the hidden convolutions with Muon."})
+    quantization_aware: bool = field(default=False, metadata={"help": "Round as the 8-bit graph will."})
+    quantization_start: float = field(default=0.5, metadata={"help": "Share of the steps in float before."})
+    sixteen_bit: list[str] = field(default_factory=list, metadata={"help": "What is rounded to 16 bits."})
+    weight_bits: int = field(default=8, metadata={"help": "Bits of the weights: 8 or 4."})
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of the averaged weights; 0 for none."})
     channels_last: bool = field(default=True, metadata={"help": "Channels-last memory format."})
     predict_with_generate: bool = field(default=False, metadata={"help": "Also report word error rates."})
@@ -138,5 +157,7 @@ class EncoderDistillationArguments(TrainingArguments):
             raise RequestError("hint_weight without hints: name pairs such as --hints 2:6 4:10")
         if self.temperature <= 0 or self.outlier_limit <= 0:
             raise RequestError("temperature and outlier_limit must be above 0")
+        if not 0 <= self.quantization_start < 1:
+            raise RequestError(f"quantization_start is {self.quantization_start}: a share of the steps, 0 to below 1")
         if self.statistics_windows < 1:
             raise RequestError(f"statistics_windows is {self.statistics_windows}: choose 1 or more")

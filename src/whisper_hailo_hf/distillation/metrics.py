@@ -19,9 +19,9 @@ from whisper_hailo_hf.distillation.statistics import TeacherStatistics, measure_
 from whisper_hailo_hf.distillation.student import Student, encoder_of
 from whisper_hailo_hf.distillation.teacher import Projection, Teacher, check_student
 from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.fidelity import decibels
 
 BINS = 20_000  # of a cosine, from -1 to 1: a percentile is exact to 0.0001
-FLOOR = 1e-20  # of an error's energy relative to the signal's: 200 dB
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,6 @@ class Fidelity:
     metrics: dict[str, float]
     content_snr_by_position: np.ndarray
     frames_by_position: np.ndarray
-
-
-def decibels(signal: float, error: float) -> float:
-    """10 log10(signal / error) of two energies, at most 200."""
-    return 10 * math.log10(signal / max(error, FLOOR * signal)) if signal > 0 else math.nan
 
 
 class FidelityMeter:

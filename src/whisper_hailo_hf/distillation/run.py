@@ -78,9 +78,10 @@ def init_student(
     name_or_path: str | os.PathLike,
     folder: str | os.PathLike,
     *,
-    family: str = "conv",
+    family: str | None = None,
     preset: str | None = None,
-    time_axis: str = "width",
+    student: str | os.PathLike | None = None,
+    time_axis: str | None = None,
     encoder_layers: int | None = None,
     encoder_options: dict[str, Any] | None = None,
 ) -> Student:
@@ -89,28 +90,40 @@ def init_student(
     Args:
         name_or_path: stock Whisper; of an encoder alone, the student is an encoder alone.
         folder: where the student is saved.
+        student: a distilled encoder that was saved alone: with the Whisper's decoder it becomes a whole model.
         family, preset, time_axis, encoder_layers, encoder_options: see
             [`WhisperHailoForConditionalGeneration.from_whisper`].
 
     Raises:
-        RequestError: no stock Whisper, no such preset or option, or the folder is in use.
+        RequestError: no stock Whisper, no such preset or option, no such student, or the folder is in use.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"{folder} is there already and not empty: name a new folder")
-    teacher = load_teacher(name_or_path)
-    student = new_student(teacher, family, preset, time_axis, encoder_layers, encoder_options)
-    student.save_pretrained(folder)
+    if student is not None:
+        made: Student = WhisperHailoForConditionalGeneration.from_whisper(
+            name_or_path,
+            family,
+            preset,
+            student=student,
+            time_axis=time_axis,
+            encoder_layers=encoder_layers,
+            encoder_options=encoder_options,
+        )
+    else:
+        teacher = load_teacher(name_or_path)
+        made = new_student(teacher, family, preset, time_axis, encoder_layers, encoder_options)
+    made.save_pretrained(folder)
     if (processor := load_processor(name_or_path)) is not None:
         processor.save_pretrained(folder)
-    return student
+    return made
 
 
 def new_student(
     teacher: Teacher,
-    family: str = "conv",
+    family: str | None = None,
     preset: str | None = None,
-    time_axis: str = "width",
+    time_axis: str | None = None,
     encoder_layers: int | None = None,
     encoder_options: dict[str, Any] | None = None,
 ) -> Student:

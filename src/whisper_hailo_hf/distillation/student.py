@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from whisper_hailo_hf.encoders import PositionMap
+from whisper_hailo_hf.encoders.fake_quant import FakeQuantization
 from whisper_hailo_hf.encoders.layers import Trace
 from whisper_hailo_hf.errors import RequestError
 from whisper_hailo_hf.modeling_whisper_hailo import HailoWhisperEncoder, WhisperHailoForConditionalGeneration
@@ -62,9 +63,16 @@ class DistillationStudent(nn.Module):
         student: the student.
         hints: pairs of (teacher layer, student block).
         train_decoder: whether the decoder of a whole model is trained too.
+        rounding: of the core's numbers, if it is trained for 8 bits; here for its ranges to be saved and shared.
     """
 
-    def __init__(self, student: Student, hints: list[tuple[int, int]], train_decoder: bool) -> None:
+    def __init__(
+        self,
+        student: Student,
+        hints: list[tuple[int, int]],
+        train_decoder: bool,
+        rounding: FakeQuantization | None = None,
+    ) -> None:
         super().__init__()
         if train_decoder and isinstance(student, HailoWhisperEncoder):
             raise RequestError("train_decoder needs a student with a decoder, not an encoder alone")
@@ -76,6 +84,7 @@ class DistillationStudent(nn.Module):
             if isinstance(module, PositionMap) and module.kind == "sinusoids":
                 module.requires_grad_(False)
         self.adapters = nn.ModuleList(self._make_adapters())
+        self.rounding = rounding
 
     @property
     def encoder(self) -> HailoWhisperEncoder:
@@ -174,8 +183,11 @@ class WeightAverage:
 
 
 def training_weights(model: DistillationStudent, average: WeightAverage | None) -> dict[str, Tensor]:
-    """What an exact resume needs beside the saved student: adapters, and what is trained if that is saved averaged."""
+    """What an exact resume needs beside the saved student: adapters, ranges of the rounding, and what is trained if
+    that is saved averaged."""
     tensors = {f"adapters.{name}": tensor for name, tensor in model.adapters.state_dict().items()}
+    if model.rounding is not None:
+        tensors |= {f"rounding.{name}": tensor for name, tensor in model.rounding.state_dict().items()}
     if average is not None:
         state = model.student.state_dict()
         tensors |= {f"student.{name}": state[name] for name in average.values}

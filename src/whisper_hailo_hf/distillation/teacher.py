@@ -90,6 +90,11 @@ class Teacher:
     def device(self) -> torch.device:
         return self.encoder.conv1.weight.device
 
+    def record(self) -> dict[str, str]:
+        """What a student's config says of it: its Hub id or its folder's own name, and its fingerprint."""
+        name = Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
+        return {"name": name, "fingerprint": self.fingerprint}
+
     def to(self, device: torch.device | str) -> Self:
         """Moves the teacher. Its weights are never sharded: they need no gradient and no optimizer state, and an
         encoder fits any card that trains. (`accelerate`'s `prepare_model(evaluation_mode=True)` shards nothing either

@@ -21,6 +21,8 @@ from whisper_hailo_hf.distillation.arguments import EncoderDistillationArguments
 from whisper_hailo_hf.distillation.collator import IGNORED, DistillationCollator
 from whisper_hailo_hf.distillation.metrics import Fidelity, FidelityMeter, check_not_empty
 from whisper_hailo_hf.distillation.objective import DistillationObjective, LossTerms, Targets
+from whisper_hailo_hf.distillation.optimizer import muon_with_adamw
+from whisper_hailo_hf.distillation.quantization import RoundInTime, make_rounding
 from whisper_hailo_hf.distillation.statistics import TeacherStatistics, obtain_statistics, start_positional_map
 from whisper_hailo_hf.distillation.student import (
     AverageWeights,
@@ -97,11 +99,12 @@ class EncoderDistillationTrainer(Trainer):
             check_not_empty(dataset, "evaluation")
         if eval_dataset is None:
             args.eval_strategy, args.load_best_model_at_end, args.do_eval = IntervalStrategy.NO, False, False
-        self.student = model.float()
+        self.student, encoder.config.distilled_from = model.float(), self.teacher.record()
         set_seed(args.seed)
         hints = args.hints if args.hint_weight else []
         pairs = parse_hints(hints, self.teacher.config.encoder_layers, encoder.config.encoder_layers)
-        wrapped = DistillationStudent(self.student, pairs, args.train_decoder)
+        rounding = make_rounding(args, encoder)
+        wrapped = DistillationStudent(self.student, pairs, args.train_decoder, rounding)
         if args.channels_last:
             encoder.core.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().__init__(
@@ -131,12 +134,14 @@ class EncoderDistillationTrainer(Trainer):
         )
         # in several processes accelerate tells a map-style data set nothing of the epoch
         self.add_callback(checkpoints.TellEpoch(train_dataset))
+        if rounding is not None:
+            self.add_callback(RoundInTime(rounding, args.quantization_start))
         checkpoints.place_tensorboard(self.callback_handler.callbacks, self.args.output_dir or ".")
         self.fidelity: Fidelity | None = None
         self._terms = LossTerms(self.objective.weights)
         self._average: WeightAverage | None = None
         if args.ema_decay:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            if self._is_sharded:
                 raise RequestError("ema_decay works on whole weights, not on sharded ones: set it to 0, or use DDP")
             self._average = WeightAverage(self.student, args.ema_decay)
             self.add_callback(AverageWeights(self._average, self.student))
@@ -209,6 +214,18 @@ class EncoderDistillationTrainer(Trainer):
         """Those of the Trainer but for the positional map, which has no reason to be small."""
         return [name for name in super().get_decay_parameter_names(model) if "positional_map" not in name]
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Muon with AdamW where `args.muon` says so, else as the Trainer does."""
+        if self.optimizer is None and self.args.muon:
+            core, decayed = encoder_of(self.student).core, self.get_decay_parameter_names(self.model)
+            sharded, rates = self._is_sharded, (self.args.learning_rate, self.args.weight_decay)
+            self.optimizer = muon_with_adamw(self.model, core, decayed, *rates, sharded=sharded)
+        return super().create_optimizer(*args, **kwargs)
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     # ---- training and checkpoints ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -268,7 +285,7 @@ class EncoderDistillationTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self._is_sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         load_student_weights(self.student, resume_from_checkpoint)
@@ -281,12 +298,12 @@ class EncoderDistillationTrainer(Trainer):
         stored = load_file(path) if path.is_file() else {}
         if {k: v.shape for k, v in stored.items()} != {k: v.shape for k, v in expected.items()}:
             raise RequestError(
-                f"{resume_from_checkpoint} was trained with other hints or another ema_decay: resume with the same"
+                f"{resume_from_checkpoint} was trained with other hints, rounding or ema_decay: resume with the same"
             )
         whole.load_state_dict(stored, strict=False)
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self._is_sharded:
             super()._load_best_model()
             return
         logger.info("the best checkpoint is %s", self.state.best_model_checkpoint)
@@ -302,7 +319,7 @@ class EncoderDistillationTrainer(Trainer):
 
     def _sync_buffers(self) -> None:
         # each process has counted its own batches; the first one's are what is saved
-        if self.args.world_size > 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.args.world_size > 1 and not self._is_sharded:
             checkpoints.sync_buffers(self.student)
 
     # ---- evaluation ----
@@ -344,7 +361,7 @@ class EncoderDistillationTrainer(Trainer):
     def _measure(self, loader: Any) -> dict[str, float]:
         model = self.model.eval()
         meter = FidelityMeter(self.statistics, self.objective.projections)
-        words = self._word_errors()
+        words = WordErrors.of_trainer(self.args, self.processing_class, self.objective)
         losses: list[Tensor] = []
         self.callback_handler.eval_dataloader = loader
         for batch in loader:
@@ -356,7 +373,7 @@ class EncoderDistillationTrainer(Trainer):
             ours, theirs = outputs["states"][:kept], targets.states[:kept]
             meter.update(ours, theirs, inputs["speech_mask"][:kept])
             if words is not None and "labels" in inputs:
-                self._transcribe(words, ours, theirs, inputs["labels"][:kept])
+                words.update_all(ours, theirs, inputs["labels"][:kept])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if not losses:
             raise RequestError("the evaluation data set gave no batch: check its path and its filters")
@@ -379,21 +396,3 @@ class EncoderDistillationTrainer(Trainer):
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return batch
         return max(0, min(batch, state.remainder - batch * self.args.process_index))
-
-    def _word_errors(self) -> WordErrors | None:
-        if not self.args.predict_with_generate:
-            return None
-        if self.processing_class is None or self.objective.decoder_for_text is None:
-            raise RequestError(
-                "predict_with_generate needs a decoder with its token embedding and a processing_class: "
-                "give both, or set it to false"
-            )
-        names = ("wer",) if self.objective.frozen_decoder is None else ("wer", "teacher_wer")
-        return WordErrors(self.processing_class, names, self.args.generation_max_new_tokens)
-
-    def _transcribe(self, words: WordErrors, ours: Tensor, theirs: Tensor, labels: Tensor) -> None:
-        decoder, reference = self.objective.decoder_for_text, self.objective.frozen_decoder
-        if decoder is not None:
-            words.update("wer", decoder, ours, labels)
-        if reference is not None:
-            words.update("teacher_wer", reference, theirs, labels)

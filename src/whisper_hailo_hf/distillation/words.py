@@ -1,6 +1,6 @@
 """Word error rates from encoder states: the same decoder on the student's states and on the teacher's."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -8,7 +8,9 @@ from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
+from whisper_hailo_hf.distillation.arguments import EncoderDistillationArguments
 from whisper_hailo_hf.distillation.collator import IGNORED
+from whisper_hailo_hf.distillation.objective import DistillationObjective
 from whisper_hailo_hf.errors import RequestError
 
 
@@ -32,6 +34,34 @@ class WordErrors:
         self._jiwer, self._normalize = jiwer, BasicTextNormalizer()
         self.tokenizer, self.max_new_tokens = getattr(tokenizer, "tokenizer", tokenizer), max_new_tokens
         self.counts = {name: torch.zeros(2, dtype=torch.float64) for name in names}  # errors, words
+        self.decoders: dict[str, WhisperForConditionalGeneration] = {}
+
+    @classmethod
+    def of_trainer(
+        cls, args: EncoderDistillationArguments, tokenizer: Any, objective: DistillationObjective
+    ) -> Self | None:
+        """Counts `wer` of the student's states and, where there is a decoder that does not learn, `teacher_wer`.
+
+        Raises:
+            RequestError: they are wanted, and there is no decoder or no tokenizer.
+        """
+        if not args.predict_with_generate:
+            return None
+        decoder, frozen = objective.decoder_for_text, objective.frozen_decoder
+        if tokenizer is None or decoder is None:
+            raise RequestError(
+                "predict_with_generate needs a decoder with its token embedding and a processing_class: "
+                "give both, or set it to false"
+            )
+        decoders = {"wer": decoder} | ({} if frozen is None else {"teacher_wer": frozen})
+        words = cls(tokenizer, tuple(decoders), args.generation_max_new_tokens)
+        words.decoders = decoders
+        return words
+
+    def update_all(self, ours: Tensor, theirs: Tensor, labels: Tensor) -> None:
+        """Decodes the student's and the teacher's states of a batch."""
+        for name, decoder in self.decoders.items():
+            self.update(name, decoder, ours if name == "wer" else theirs, labels)
 
     @torch.no_grad()
     def update(self, name: str, model: WhisperForConditionalGeneration, states: Tensor, labels: Tensor) -> None:

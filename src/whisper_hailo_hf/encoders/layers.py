@@ -20,7 +20,8 @@ def along(axis: str, value: int, other: int = 1) -> tuple[int, int]:
 class AxisConv2d(nn.Conv2d):
     """A convolution along time only, padded to keep ceil(time / stride) frames.
 
-    Shapes: (batch, in, 1, time) -> (batch, out, 1, ceil(time / stride)), or with time on the height.
+    Shapes: (batch, in, 1, time) -> (batch, out, 1, ceil(time / stride)), or with time on the height. An even number of
+    taps has no centre and is not padded: it gives dilation * (taps - 1) frames less, at stride 1.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class AxisConv2d(nn.Conv2d):
         bias: bool = True,
         time_axis: str = "width",
     ) -> None:
-        if taps % 2 == 0:
-            raise ValueError(f"a convolution of {taps} taps has no centre: use an odd number")
+        if taps % 2 == 0 and stride > 1:
+            raise ValueError(f"a convolution of {taps} taps has no centre: use an odd number for a stride")
         super().__init__(in_channels, out_channels, (1, taps), groups=groups, bias=bias)
         self.time_axis = time_axis
-        self.time_stride, self.time_dilation, self.time_padding = stride, dilation, dilation * (taps - 1) // 2
+        self.time_stride, self.time_dilation, self.time_padding = stride, dilation, 0
+        if taps % 2:
+            self.time_padding = dilation * (taps - 1) // 2
 
     def turned_weight(self) -> Tensor:
         """The weight with its taps on the time axis."""
@@ -107,6 +110,7 @@ class ConvUnit(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         activation: str | None = "relu",
+        norm: str = "batch",
         time_axis: str = "width",
     ) -> None:
         super().__init__()
@@ -117,10 +121,10 @@ class ConvUnit(nn.Module):
             stride=stride,
             dilation=dilation,
             groups=groups,
-            bias=False,
+            bias=norm == "none",
             time_axis=time_axis,
         )
-        self.norm = FoldableBatchNorm2d(out_channels)
+        self.norm = FoldableBatchNorm2d(out_channels) if norm == "batch" else nn.Identity()
         self.act = ACTIVATIONS[activation]() if activation else nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:
