@@ -30,35 +30,38 @@ from whisper_hailo_hf.distillation.sources import open_source
 from whisper_hailo_hf.distillation.teacher import Teacher, load_teacher
 from whisper_hailo_hf.modeling_whisper_hailo import HailoWhisperEncoder
 
-U = (0, 1, 1, 2, 2, 2, 2, 2, 2, 1, 1, 0)
-U375 = (0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0)
-U2 = tuple(level for level in U for _ in range(2))
-SLIM = {"stem": 192, "refine_taps": 5, "refine_depthwise": True}
-PYRAMID: dict[str, Any] = {"levels": U, **SLIM}
-FAST: dict[str, Any] = {"levels": (1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1), **SLIM}
-# name: (what it shows, encoder_layers, options)
+# Levels of the twelve blocks: 0 is 750 frames, 1 is 375, 2 is 188.
+PRESET: dict[str, Any] = {
+    "levels": (1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1),
+    "stem": 192,
+    "refine_taps": 5,
+    "refine_depthwise": True,
+    "positions": True,
+}
+FULL_STEM = PRESET | {"stem": 384, "refine_taps": 3, "refine_depthwise": False}
+# name: (what differs from the preset, encoder_layers, options)
 DESIGNS: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "flat": ("dense bottlenecks, all at 750 frames, wide stem and refinement", 12, {}),
-    "flat-slim": ("the same, stem of 192 and depthwise refinement", 12, SLIM),
-    "375": ("body at 375 frames", 12, {"levels": U375, **SLIM}),
-    "pyramid": ("body down to 188 frames", 12, PYRAMID),
-    "fast": ("4 blocks at 375 frames, 8 at 188", 12, FAST),
-    "fast-positions": ("the same with a table of positions behind the stem", 12, FAST | {"positions": True}),
-    "pyramid-all-188": ("all blocks at 188 frames", 12, PYRAMID | {"levels": (2,)}),
-    "pyramid-no-gates": ("no gates", 12, PYRAMID | {"gate_every": 0}),
-    "pyramid-all-gates": ("a gate in every block", 12, PYRAMID | {"gate_every": 1}),
-    "pyramid-positions": ("a table of positions behind the stem", 12, PYRAMID | {"positions": True}),
-    "pyramid-narrow-view": ("no dilation", 12, PYRAMID | {"dilations": (1,)}),
-    "pyramid-wide-view": ("dilations up to 16", 12, PYRAMID | {"dilations": (1, 4, 16)}),
-    "pyramid-silu": ("SiLU", 12, PYRAMID | {"activation": "silu"}),
-    "pyramid-no-norm": ("no normalisation", 12, PYRAMID | {"norm": "none"}),
-    "pyramid-depthwise": ("9-tap depthwise, inner 768", 12, PYRAMID | {"depthwise": True, "taps": 9, "inner": 768}),
-    "pyramid-5-taps": ("5 taps, inner 288", 12, PYRAMID | {"taps": 5, "inner": 288}),
-    "pyramid-deep": ("24 blocks, inner 224", 24, PYRAMID | {"levels": U2, "inner": 224}),
-    "pyramid-shallow": ("6 blocks, inner 576", 6, PYRAMID | {"levels": U[::2], "inner": 576}),
-    "pyramid-full-stem": ("stem of 384, dense refinement of 3 taps", 12, {"levels": U}),
-    "pyramid-no-teacher-stem": ("stem of 384, random instead of the teacher's", 12, {"levels": U}),
-    "pyramid-no-map": ("no positional map in the epilogue at the start: it is learned", 12, PYRAMID),
+    "preset": ("4 blocks at 375 frames, 8 at 188", 12, PRESET),
+    "flat": ("all blocks at 750 frames", 12, PRESET | {"levels": (0,)}),
+    "pyramid": ("2 blocks at 750 frames, 4 at 375, 6 at 188", 12, PRESET | {"levels": (0, 1, 1, *[2] * 6, 1, 1, 0)}),
+    "all-188": ("all blocks at 188 frames", 12, PRESET | {"levels": (2,)}),
+    "depthwise": ("9-tap depthwise blocks, inner 768", 12, PRESET | {"depthwise": True, "taps": 9, "inner": 768}),
+    "no-gates": ("no gates", 12, PRESET | {"gate_every": 0}),
+    "no-positions": ("no table of positions behind the stem", 12, PRESET | {"positions": False}),
+    "narrow-view": ("no dilation", 12, PRESET | {"dilations": (1,)}),
+    "silu": ("SiLU", 12, PRESET | {"activation": "silu"}),
+    "no-norm": ("no normalisation", 12, PRESET | {"norm": "none"}),
+    "deep": ("24 blocks, inner 224", 24, PRESET | {"inner": 224}),
+    "shallow": ("6 blocks, inner 576", 6, PRESET | {"inner": 576}),
+    "adamw": ("AdamW in place of Muon, half the learning rate", 12, PRESET),
+    "linear-attention": ("the linear_attention family, which the chip cannot hold", 6, {}),
+    "full-stem": ("stem of 384 from the teacher, dense refinement of 3 taps", 12, FULL_STEM),
+    "random-stem": ("the same, but the stem starts from random weights", 12, FULL_STEM),
+    "5-taps": ("5 taps, inner 288", 12, PRESET | {"taps": 5, "inner": 288}),
+    "wide-view": ("dilations up to 16", 12, PRESET | {"dilations": (1, 4, 16)}),
+    "all-gates": ("a gate in every block", 12, PRESET | {"gate_every": 1}),
+    "no-map": ("the epilogue's positional map is learned from nothing", 12, PRESET),
+    "375": ("all blocks at 375 frames", 12, PRESET | {"levels": (1,)}),
 }
 
 
@@ -89,9 +92,10 @@ def with_states(teacher: Teacher, table: str) -> list[dict[str, Any]]:
 def train(name: str, teacher: Teacher, evaluation: list[Any], options: argparse.Namespace) -> dict[str, Any]:
     what, layers, design = DESIGNS[name]
     torch.manual_seed(options.seed)
-    student = new_student(teacher, encoder_layers=layers, encoder_options=design)
+    family = "linear_attention" if name == "linear-attention" else "conv"
+    student = new_student(teacher, family, encoder_layers=layers, encoder_options=design)
     assert isinstance(student, HailoWhisperEncoder)
-    if name == "pyramid-no-teacher-stem":
+    if name == "random-stem":
         for unit in (student.core.conv1, student.core.conv2):
             unit.conv.reset_parameters()  # type: ignore[union-attr]
     folder = options.out / name
@@ -100,7 +104,8 @@ def train(name: str, teacher: Teacher, evaluation: list[Any], options: argparse.
         output_dir=str(folder),
         max_steps=options.steps,
         per_device_train_batch_size=options.batch,
-        learning_rate=options.learning_rate,
+        learning_rate=options.learning_rate / (2 if name == "adamw" else 1),
+        muon=name != "adamw",
         ema_decay=0.99,
         seed=options.seed,
         bf16=options.bf16,
@@ -108,7 +113,7 @@ def train(name: str, teacher: Teacher, evaluation: list[Any], options: argparse.
         report_to="none",
         disable_tqdm=True,
         statistics_path=str(options.out / "teacher_statistics.safetensors"),
-        start_positional_map=name != "pyramid-no-map",
+        start_positional_map=name != "no-map",
         load_best_model_at_end=False,
         **settings,
     )
@@ -123,6 +128,7 @@ def train(name: str, teacher: Teacher, evaluation: list[Any], options: argparse.
     trainer.train()
     seconds = time.process_time() - start
     metrics = trainer.evaluate()
+    trainer.save_model()
     core = student.core
     return {
         "name": name,
@@ -162,7 +168,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(DESIGNS), default=list(DESIGNS), metavar="NAME")
     parser.add_argument("--steps", type=int, default=512)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     options = parser.parse_args()

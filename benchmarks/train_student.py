@@ -15,7 +15,7 @@ Then the student. An interrupted run goes on from its last checkpoint when it is
 
 and what it is worth, on one table or several:
 
-    python benchmarks/train_student.py measure --teacher whisper-tiny.en --student student --eval dev.tsv
+    python benchmarks/train_student.py measure --teacher whisper-tiny.en --student student --eval dev.tsv --full 32
 
 The learning curve is in OUT/curve.jsonl. On glibc, MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=1000000000000 spare a
 CPU training the page faults of its large tensors.
@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from student_ablation import with_states
 from torch.optim.lr_scheduler import LambdaLR
@@ -39,13 +40,13 @@ from whisper_hailo_hf.distillation.audio_store import AudioStore
 from whisper_hailo_hf.distillation.augmentation import Augmenter
 from whisper_hailo_hf.distillation.cache import CachedDistillationDataset
 from whisper_hailo_hf.distillation.cache_builder import build_teacher_cache
-from whisper_hailo_hf.distillation.dataset import DistillationDataset, EvaluationDataset
+from whisper_hailo_hf.distillation.dataset import DistillationDataset, EvaluationDataset, LogMel
 from whisper_hailo_hf.distillation.metrics import encoder_fidelity
 from whisper_hailo_hf.distillation.run import new_student, open_student
 from whisper_hailo_hf.distillation.sources import open_source
 from whisper_hailo_hf.distillation.statistics import TeacherStatistics
 from whisper_hailo_hf.distillation.teacher import Teacher, load_teacher
-from whisper_hailo_hf.distillation.windows import WindowMix
+from whisper_hailo_hf.distillation.windows import SAMPLES_PER_POSITION, WindowMix, speech_extent
 from whisper_hailo_hf.errors import WhisperHailoError
 
 WINDOWS = 1024  # of a cache folder
@@ -173,13 +174,43 @@ def train(options: argparse.Namespace) -> None:
     trainer.save_model(str(options.out / "student"))
 
 
+class FullWindows(Dataset):
+    """Windows full of speech: utterances drawn at random, without the silence around them, one right after another.
+
+    Each drawing of windows begins anew with `seed`; nothing else is done to the audio.
+    """
+
+    def __init__(self, table: str, number: int, teacher: Teacher, seed: int) -> None:
+        self.store, self.number, self.seed = AudioStore(open_source(table), 4.0), number, seed
+        self.features = LogMel(teacher.n_mels, teacher.positions)
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng, parts, missing = np.random.default_rng([self.seed, index]), [], self.features.samples
+        while missing > 0:
+            audio = self.store[int(rng.integers(len(self.store)))]
+            first, last = speech_extent(audio)
+            parts.append(audio[first:last][:missing])
+            missing -= parts[-1].size
+        mask = np.ones(self.features.samples // SAMPLES_PER_POSITION, bool)
+        return {"input_features": self.features(np.concatenate(parts)), "speech_mask": torch.from_numpy(mask)}
+
+
 def measure(options: argparse.Namespace) -> None:
     teacher, student = load_teacher(options.teacher), open_student(options.student)
     statistics = TeacherStatistics.load(options.statistics, teacher) if options.statistics else None
     for table in options.eval:
-        dataset = EvaluationDataset(open_source(table), n_mels=teacher.n_mels, positions=teacher.positions)
-        found = encoder_fidelity(student, teacher, dataset, statistics=statistics)
-        print(json.dumps({"eval": str(table)} | found.metrics, indent=2))
+        datasets: dict[str, Any] = {
+            "alone": EvaluationDataset(open_source(table), n_mels=teacher.n_mels, positions=teacher.positions)
+        }
+        if options.full:
+            for seed in range(options.draws):
+                datasets[f"full, draw {seed}"] = FullWindows(table, options.full, teacher, seed)
+        for layout, dataset in datasets.items():
+            found = encoder_fidelity(student, teacher, dataset, statistics=statistics)
+            print(json.dumps({"eval": str(table), "layout": layout} | found.metrics, indent=2), flush=True)
 
 
 def main() -> None:
@@ -211,6 +242,8 @@ def main() -> None:
     verb = verbs.add_parser("measure", parents=[shared], help="fidelity of a student")
     verb.add_argument("--student", required=True)
     verb.add_argument("--eval", nargs="+", required=True, help="tables of utterances")
+    verb.add_argument("--full", type=int, default=0, help="also so many windows that are full of speech")
+    verb.add_argument("--draws", type=int, default=3, help="how often these are drawn anew")
     verb.add_argument("--statistics", help="of the teacher; measured on the table itself by default")
     verb.set_defaults(run=measure)
     options = parser.parse_args()
