@@ -15,7 +15,8 @@ Then the student. An interrupted run goes on from its last checkpoint when it is
 
 and what it is worth, on one table or several:
 
-    python benchmarks/train_student.py measure --teacher whisper-tiny.en --student student --eval dev.tsv --full 32
+    python benchmarks/train_student.py measure --teacher tiny.en --student student --eval dev.tsv --full 32
+    python benchmarks/train_student.py publish --student student --out tiny.en-hailo --name openai/whisper-tiny.en
 
 The learning curve is in OUT/curve.jsonl. On glibc, MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=1000000000000 spare a
 CPU training the page faults of its large tensors.
@@ -45,6 +46,7 @@ from whisper_hailo_hf.distillation.metrics import encoder_fidelity
 from whisper_hailo_hf.distillation.run import new_student, open_student
 from whisper_hailo_hf.distillation.sources import open_source
 from whisper_hailo_hf.distillation.statistics import TeacherStatistics
+from whisper_hailo_hf.distillation.student import encoder_of
 from whisper_hailo_hf.distillation.teacher import Teacher, load_teacher
 from whisper_hailo_hf.distillation.windows import SAMPLES_PER_POSITION, WindowMix, speech_extent
 from whisper_hailo_hf.errors import WhisperHailoError
@@ -213,6 +215,15 @@ def measure(options: argparse.Namespace) -> None:
             print(json.dumps({"eval": str(table), "layout": layout} | found.metrics, indent=2), flush=True)
 
 
+def publish(options: argparse.Namespace) -> None:
+    """The encoder alone, in float16, with its teacher on record: what `from_whisper(..., student=)` takes."""
+    encoder = encoder_of(open_student(options.student)).eval()
+    encoder.config.distilled_from = {**encoder.config.distilled_from, "name": options.name}
+    encoder.config.artefacts = {}
+    encoder.half().save_pretrained(options.out)
+    print(options.out, sum(file.stat().st_size for file in options.out.iterdir()), "bytes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(required=True)
@@ -246,6 +257,12 @@ def main() -> None:
     verb.add_argument("--draws", type=int, default=3, help="how often these are drawn anew")
     verb.add_argument("--statistics", help="of the teacher; measured on the table itself by default")
     verb.set_defaults(run=measure)
+
+    verb = verbs.add_parser("publish", help="the student's encoder, to be given away")
+    verb.add_argument("--student", required=True)
+    verb.add_argument("--out", type=Path, required=True)
+    verb.add_argument("--name", required=True, help="of its teacher on the Hub")
+    verb.set_defaults(run=publish)
     options = parser.parse_args()
     options.run(options)
 

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--student", required=True, help="folder of a student of the conv family")
     parser.add_argument("--linear", help="folder of a student of the linear_attention family")
     parser.add_argument("--audio", required=True, help="speech to calibrate with and to judge by")
-    parser.add_argument("--windows", type=int, default=64, help="of 30 s, for calibration")
+    parser.add_argument("--windows", type=int, default=72, help="of 30 s; one in nine is held out to judge by")
     parser.add_argument("--layer-windows", type=int, default=1, help="to find the worst layers with, or 0")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

@@ -112,7 +112,7 @@ def test_a_bad_recording_is_one_line_and_status_2(refused, tmp_path, kind, words
 def test_unknown_backend(refused, speech_file, stock_whisper):
     line = refused("transcribe", speech_file, "--model", stock_whisper, "--encoder-backend", "tpu")
     assert "unknown encoder backend 'tpu'" in line
-    assert "auto, onnx, torch" in line
+    assert "auto, hef, onnx, torch" in line
 
 
 def test_model_folder_without_weights(refused, speech_file, ours, tmp_path):

@@ -390,7 +390,7 @@ def test_a_file_is_no_model_folder(stock_whisper):
 
 
 def test_unknown_backend(stock_whisper):
-    with pytest.raises(RequestError, match="unknown encoder backend 'tpu': choose auto, onnx, torch"):
+    with pytest.raises(RequestError, match="unknown encoder backend 'tpu': choose auto, hef, onnx, torch"):
         load_speech_model(stock_whisper, "tpu")
 
 

@@ -11,7 +11,7 @@ from whisper_hailo_hf import registration as registration
 from whisper_hailo_hf.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from whisper_hailo_hf.compile import check_graph, export_encoder, quantize_encoder
+    from whisper_hailo_hf.compile import check_graph, compile_encoder, export_encoder, quantize_encoder
     from whisper_hailo_hf.configuration_whisper_hailo import WhisperHailoConfig
     from whisper_hailo_hf.distillation import EncoderDistillationArguments, EncoderDistillationTrainer
     from whisper_hailo_hf.errors import RequestError, WhisperHailoError
@@ -33,6 +33,7 @@ _HOMES = {
     "WhisperHailoModel": "modeling_whisper_hailo",
     "check_graph": "compile",
     "compare_stages": "evaluation",
+    "compile_encoder": "compile",
     "export_encoder": "compile",
     "quantize_encoder": "compile",
 }
@@ -49,6 +50,7 @@ __all__ = [
     "__version__",
     "check_graph",
     "compare_stages",
+    "compile_encoder",
     "export_encoder",
     "quantize_encoder",
 ]

@@ -5,8 +5,10 @@ file without a record, with another content, or made from other weights is never
 """
 
 import hashlib
+import json
 import os
 import shutil
+import uuid
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +19,7 @@ from whisper_hailo_hf.errors import RequestError
 
 ONNX_PATH = "onnx/encoder.onnx"
 ONNX_INT8_PATH = "onnx/encoder_int8.onnx"
+HEF_PATH = "hailo8l/encoder.hef"  # and those for other chips beside it, as hailo8/encoder.hef
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -74,6 +77,19 @@ def why_unfit(path: str | os.PathLike, entry: dict[str, Any] | None, weights: st
     if entry.get("size") != os.path.getsize(path) or entry.get("sha256") != sha256_of(path):
         return f"{name} is damaged: its content is not what config.json recorded"
     return None
+
+
+def write_records(folder: str | os.PathLike, records: dict[str, Any]) -> None:
+    """Adds records to `config.json` in a model folder."""
+    config = Path(folder) / "config.json"
+    data = json.loads(config.read_text(encoding="utf-8"))
+    data["artefacts"] = (data.get("artefacts") or {}) | records
+    partial = config.with_name(f"{config.name}.{uuid.uuid4().hex}.part")
+    try:
+        partial.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(partial, config)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def copy_fitting(

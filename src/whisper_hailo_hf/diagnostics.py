@@ -1,4 +1,5 @@
-"""What is installed, where an encoder can run here and why not elsewhere, and whether a model folder is sound."""
+"""What is installed, where an encoder can run here and why not elsewhere, what there is of Hailo, and whether a model
+folder or a HEF is sound."""
 
 from __future__ import annotations
 
@@ -7,11 +8,15 @@ import importlib.metadata
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.hailo.advice import WRONG, Finding, advise
+from whisper_hailo_hf.hailo.device import HailoRuntime, look_at_runtime
+from whisper_hailo_hf.hailo.hef import Hef, read_hef
+from whisper_hailo_hf.hailo.system import HailoSystem, look_at_system
 from whisper_hailo_hf.version import __version__
 
 if TYPE_CHECKING:
@@ -35,12 +40,32 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Versions by name (None: not installed), the machine, backends by name, checks of a model if one was named."""
+    """What was found.
+
+    Attributes:
+        versions: by name; None: not installed.
+        machine: this machine.
+        backends: by name, whether each can run here.
+        hailo: what there is of Hailo, judged.
+        system, runtime: the same as it was found.
+        model: checks of a model folder, if one was named.
+        hef: what a HEF says of itself, if one was named.
+    """
 
     versions: dict[str, str | None]
     machine: dict[str, str]
     backends: dict[str, BackendStatus]
+    hailo: tuple[Finding, ...] = ()
+    system: HailoSystem = field(default_factory=HailoSystem)
+    runtime: HailoRuntime = field(default_factory=HailoRuntime)
     model: tuple[Check, ...] = ()
+    hef: Hef | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong with the model or HEF that was named."""
+        judged = [finding for finding in self.hailo if finding.name.startswith("HEF")]
+        return all(check.passed for check in self.model) and all(finding.level != WRONG for finding in judged)
 
     def to_dict(self) -> dict[str, Any]:
         """The diagnosis as plain JSON types."""
@@ -49,19 +74,59 @@ class Diagnosis:
             name: {"available": status.available, "reason": status.reason} for name, status in self.backends.items()
         }
         data["model"] = [asdict(check) for check in self.model] or None
+        data["hef"] = self.hef.to_dict() if self.hef is not None else None
         return data
 
 
-def diagnose(model: str | os.PathLike[str] | None = None) -> Diagnosis:
-    """Look at this machine and, if a model folder is named, at that.
+def diagnose(model: str | os.PathLike[str] | None = None, *, root: str | os.PathLike[str] = "/") -> Diagnosis:
+    """Look at this machine and, if a model folder or a HEF is named, at that.
+
+    Args:
+        model: a model folder, or a file: a HEF.
+        root: where the system's files lie.
 
     Raises:
-        RequestError: the model is not a folder.
+        RequestError: neither a folder nor a HEF, or a damaged one.
     """
     from whisper_hailo_hf.backends import available_backends
 
-    checks = tuple(check_model(model)) if model is not None else ()
-    return Diagnosis(_versions(), _machine(), available_backends(), checks)
+    hef = read_hef(model) if model is not None and Path(model).is_file() else None
+    system, runtime, versions = look_at_system(root), look_at_runtime(), _versions()
+    checks = check_model(model) if model is not None and hef is None else []
+    checks += [check for found in _hefs(model) for check in _check_hef(*found, runtime)] if hef is None else []
+    return Diagnosis(
+        versions=versions,
+        machine=_machine(),
+        backends=available_backends(),
+        hailo=tuple(advise(system, runtime, versions["numpy"], hef)),
+        system=system,
+        runtime=runtime,
+        model=tuple(checks),
+        hef=hef,
+    )
+
+
+def _hefs(model: str | os.PathLike[str] | None) -> list[tuple[str, Path]]:
+    """The HEFs in a model folder."""
+    if model is None:
+        return []
+    folder = Path(model).expanduser()
+    return [(str(path.relative_to(folder)), path) for path in sorted(folder.glob("*/encoder.hef"))]
+
+
+def _check_hef(name: str, path: Path, runtime: HailoRuntime) -> list[Check]:
+    """Whether a HEF can be read, by us and by the HailoRT that is here; one for another chip than this is no fault."""
+    try:
+        hef = read_hef(path)
+    except RequestError as error:
+        return [Check(f"{name}, content", False, _first_line(error))]
+    contexts = max(network.contexts for network in hef.networks)
+    said = f"for {hef.architecture}, DFC {hef.compiler}, {contexts} context{'s' * (contexts != 1)}"
+    reason = hef.why_not_read_by(runtime.version) if runtime.version else None
+    unfit = [why for device in runtime.devices if (why := hef.why_not_run_on(device.architecture))]
+    if reason is None and unfit:
+        return [Check(f"{name}, content", True, f"{said}; not for the device here")]
+    return [Check(f"{name}, content", reason is None, said if reason is None else f"{said}; {reason}")]
 
 
 def check_model(model: str | os.PathLike[str]) -> list[Check]:
@@ -74,7 +139,7 @@ def check_model(model: str | os.PathLike[str]) -> list[Check]:
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        raise RequestError(f"{model} is no model folder: name one that is on this machine")
+        raise RequestError(f"{model} is no model folder: name one that is on this machine, or a HEF")
     return [
         _check_config(folder),
         _check_weights(folder),

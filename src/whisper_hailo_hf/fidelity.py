@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 FLOOR = 1e-20  # of an error's energy relative to the signal's: 200 dB
+GATE_COSINE, GATE_SNR_DB = 0.98, 15.0  # what neighbouring stages must reach: mean cosine over frames, SNR
 
 Array = npt.NDArray[np.floating]
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whisper_hailo_hf.arithmetic import Affine
 from whisper_hailo_hf.encoders import EncoderCore, HostStage
 
 
@@ -87,6 +88,22 @@ class EncoderBackend(ABC):
     def info(self) -> dict[str, Any]:
         """What this backend is and how it is set, for people and for reports."""
 
+    def integers(self) -> tuple[Affine, Affine] | None:
+        """The integers of the network's input and output; None where it has none, or not one scale for each."""
+        return None
+
+    def core_states(self, input_features: np.ndarray) -> np.ndarray:
+        """What the network gives, before the host's epilogue; only where `integers()` says what it counts in.
+
+        Args:
+            input_features: as for `encode`.
+
+        Returns:
+            float32, (batch, core positions, d_model), each the value of an integer of the output. `states_of_core`
+            makes encoder states of it.
+        """
+        raise NotImplementedError(f"{self.name} gives finished states only")
+
     def open(self) -> Any:
         """Opens what `encode` needs; called once in each process."""
         return None
@@ -132,15 +149,23 @@ class GraphBackend(EncoderBackend):
 
     @torch.no_grad()
     def encode(self, input_features: np.ndarray) -> np.ndarray:
+        return host_states(self.parts.host, self._outputs(input_features)).numpy()
+
+    @torch.no_grad()
+    def core_states(self, input_features: np.ndarray) -> np.ndarray:
+        host = self.parts.host
+        hidden = self._outputs(input_features).squeeze(2 if host.time_axis == "width" else 3).transpose(1, 2)
+        return hidden.reshape(len(input_features), -1, hidden.shape[-1]).contiguous().numpy()
+
+    def _outputs(self, input_features: np.ndarray) -> Tensor:
         current = weights_version(self.parts.core)
         with self._lock:
             if current != self._version:
                 self.close()
                 self._version = current
-        host = self.parts.host
-        windows = host.windows(torch.from_numpy(np.ascontiguousarray(input_features, dtype=np.float32)))
+        windows = self.parts.host.windows(torch.from_numpy(np.ascontiguousarray(input_features, dtype=np.float32)))
         outputs = [self.run(window[None].numpy()) for window in windows.contiguous()]
-        return host_states(host, torch.from_numpy(np.concatenate(outputs))).numpy()
+        return torch.from_numpy(np.concatenate(outputs))
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_version": ()}
@@ -162,3 +187,10 @@ def host_states(host: HostStage, core_output: Tensor) -> Tensor:
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         host = copy.deepcopy(host).to("cpu", torch.float32)
     return host.states(core_output)
+
+
+@torch.no_grad()
+def states_of_core(host: HostStage, core_states: Tensor) -> Tensor:
+    """Encoder states, (batch, positions, d_model), of what `core_states` gave: float32 on the CPU."""
+    hidden = core_states.float().reshape(-1, host.window_positions, core_states.shape[-1]).transpose(1, 2)
+    return host_states(host, hidden.unsqueeze(2 if host.time_axis == "width" else 3))

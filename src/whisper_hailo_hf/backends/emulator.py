@@ -140,6 +140,10 @@ class EmulatorBackend(GraphBackend):
         with self.handle() as graph:
             return graph.run(window)
 
+    def integers(self) -> tuple[Affine, Affine]:
+        with self.handle() as graph:
+            return graph.input, graph.output
+
     def info(self) -> dict[str, Any]:
         record = self.parts.records.get(artefacts.ONNX_INT8_PATH, {})
         return {

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # in the order in which `auto` tries them; torch can always run, so that what comes after it is asked for by name
 _BACKENDS = {
+    "hef": "whisper_hailo_hf.backends.hef:HefBackend",
     "onnx": "whisper_hailo_hf.backends.onnx:OnnxBackend",
     "torch": "whisper_hailo_hf.backends.torch:TorchBackend",
     "emulator": "whisper_hailo_hf.backends.emulator:EmulatorBackend",
@@ -60,7 +61,7 @@ def make_backend(name: str, parts: "EncoderParts", **options: Any) -> "EncoderBa
         name = _choose(parts)
     cls = backend_class(name)
     status = cls.status()
-    if not status.available:
+    if not status.available and not options.get("fallback"):
         raise RequestError(f"the encoder backend {name!r} cannot run here: {status.reason}")
     known = list(inspect.signature(cls).parameters)[1:]
     if not auto and (unknown := [option for option in options if option not in known]):

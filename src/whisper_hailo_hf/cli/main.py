@@ -10,7 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from whisper_hailo_hf.cli import check, console, distill, doctor, export, init, quantize, transcribe, verify
+from whisper_hailo_hf.cli import (
+    check,
+    compile,
+    console,
+    distill,
+    doctor,
+    export,
+    init,
+    quantize,
+    transcribe,
+    verify,
+)
 from whisper_hailo_hf.errors import WhisperHailoError
 from whisper_hailo_hf.version import __version__
 
@@ -26,6 +37,7 @@ app.command(name="distill")(distill.distill)
 app.command(name="export")(export.export)
 app.command(name="check")(check.check)
 app.command(name="quantize")(quantize.quantize)
+app.command(name="compile")(compile.compile_)
 app.command(name="verify")(verify.verify)
 app.command(name="doctor")(doctor.doctor)
 

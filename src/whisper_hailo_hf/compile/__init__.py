@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whisper_hailo_hf.compile.check import GraphReport, Verdict, check_graph
+    from whisper_hailo_hf.compile.compile_report import CompileReport
     from whisper_hailo_hf.compile.cost import CostReport, estimate_cost
+    from whisper_hailo_hf.compile.driver import compile_encoder
     from whisper_hailo_hf.compile.export import ExportReport, export_encoder
     from whisper_hailo_hf.compile.hn_diff import HnDiff, diff_har
     from whisper_hailo_hf.compile.quantize import quantize_encoder
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 # loaded at first use: a look at a graph must not wait for torch
 _HOMES = {
+    "CompileReport": "compile_report",
     "CostReport": "cost",
     "ExportReport": "export",
     "GraphReport": "check",
@@ -22,6 +25,7 @@ _HOMES = {
     "Rule": "rules",
     "Verdict": "check",
     "check_graph": "check",
+    "compile_encoder": "driver",
     "diff_har": "hn_diff",
     "estimate_cost": "cost",
     "export_encoder": "export",
@@ -29,6 +33,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CompileReport",
     "CostReport",
     "ExportReport",
     "GraphReport",
@@ -37,6 +42,7 @@ __all__ = [
     "Rule",
     "Verdict",
     "check_graph",
+    "compile_encoder",
     "diff_har",
     "estimate_cost",
     "export_encoder",

@@ -9,6 +9,7 @@ from typing import Any
 
 from whisper_hailo_hf.errors import RequestError
 from whisper_hailo_hf.evaluation.comparison import Comparison
+from whisper_hailo_hf.fidelity import GATE_COSINE, GATE_SNR_DB
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Gates:
         snr_db: least SNR, dB.
     """
 
-    cosine: float = 0.98
-    snr_db: float = 15.0
+    cosine: float = GATE_COSINE
+    snr_db: float = GATE_SNR_DB
 
     def __post_init__(self) -> None:
         if not -1 <= self.cosine <= 1:

@@ -87,7 +87,7 @@ _LADDER: dict[str, Opener] = {
     "emulator": _backend("emulator", artefacts.ONNX_INT8_PATH),
     "har-native": _compiler("har-native"),
     "har-quantized": _compiler("har-quantized"),
-    "hef": _backend("hef"),
+    "hef": _backend("hef", artefacts.HEF_PATH),
 }
 
 

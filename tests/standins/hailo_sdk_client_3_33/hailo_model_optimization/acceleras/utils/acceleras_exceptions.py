@@ -1,0 +1,10 @@
+class BadInputsShape(Exception):
+    pass
+
+
+class NegativeSlopeExponentNonFixable(Exception):
+    pass
+
+
+class AccelerasResourceError(Exception):
+    pass
