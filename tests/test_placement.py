@@ -96,3 +96,32 @@ def test_activation_functions_and_scalars_stay_in_float():
     assert [layer.name for layer in placement.layers] == ["/conv", "/next"]
     assert set(placement.bits) == {"in", "c", "t", "out"}  # stored only where a layer reads it
     assert placement.root("t") == "t"
+
+
+def test_the_edges_are_integers_whatever_is_there():
+    ops = [
+        Op("/pad", "move", ("in",), "p"),
+        Op("/conv", "conv", ("p",), "c", True),
+        Op("/erf", "other", ("c",), "out"),
+    ]
+    placement = place(ops, ["out"])
+    assert set(placement.bits) == {"in", "c", "out"}
+    assert placement.root("p") == "in"
+
+
+def test_a_product_is_a_layer_and_an_activation_is_none():
+    ops = [
+        Op("/a", "conv", ("in",), "a", True),
+        Op("/b", "conv", ("in",), "b", True),
+        Op("/product", "mul", ("a", "b"), "ab"),
+        Op("/sum", "reduce", ("b",), "s"),
+        Op("/quotient", "div", ("ab", "s"), "q"),
+        Op("/half", "div", ("q",), "h"),
+        Op("/erf", "other", ("h",), "e"),
+        Op("/one", "add", ("e",), "o"),
+        Op("/gelu", "mul", ("q", "o"), "g"),
+        Op("/c", "conv", ("g",), "out", True),
+    ]
+    placement = place(ops, ["out"])
+    assert [layer.name for layer in placement.layers] == ["/a", "/b", "/product", "/sum", "/quotient", "/c"]
+    assert set(placement.bits) == {"in", "a", "b", "ab", "s", "q", "g", "out"}

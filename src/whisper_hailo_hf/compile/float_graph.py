@@ -17,11 +17,18 @@ _MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity",
 _KINDS = {
     "Add": "add",
     "Concat": "concat",
+    "Div": "div",
     "GlobalAveragePool": "pool",
+    "GroupNormalization": "norm",
+    "InstanceNormalization": "norm",
+    "LayerNormalization": "norm",
     "MatMul": "matmul",
     "Mul": "mul",
+    "ReduceMean": "reduce",
+    "ReduceSum": "reduce",
     "Relu": "relu",
     "Sigmoid": "sigmoid",
+    "Softmax": "softmax",
 }
 
 

@@ -1,18 +1,20 @@
 """Where a network's numbers become integers: one rule for the quantizer's graph and for training.
 
-A layer is what the chip runs as one: a convolution, product of matrices, sum, gate, sigmoid or pool, with the ReLU
-behind it. What goes into a layer and what comes out is stored as integers; between a convolution and its ReLU nothing
-is. What only moves numbers (resize, reshape, transpose) keeps those that it was given. All else stays in float.
+A layer is what the chip runs as one: a convolution, product of matrices, sum, product or quotient of two values,
+gate, sigmoid, pool, sum over an axis, normalisation or softmax, with the ReLU behind it. What goes into a layer and
+what comes out is stored as integers, and so are the network's own input and output; between a convolution and its ReLU
+nothing is. What only moves numbers (resize, reshape, transpose) keeps those that it was given. All else stays in
+float: other activation functions, whatever they are made of, and what happens inside a normalisation or softmax.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from whisper_hailo_hf.errors import RequestError
 
 RESIDUAL_ADDS, OUTPUT = "residual_adds", "output"  # what 16 bits may be asked for by, besides names
-_LAYERS = {"conv", "matmul", "add", "mul", "sigmoid", "pool", "concat", "relu"}
+_LAYERS = {"conv", "matmul", "add", "mul", "sigmoid", "pool", "concat", "relu", "reduce", "norm", "softmax"}
 _BEFORE_RELU = {"conv", "matmul", "add", "mul"}
 
 
@@ -22,8 +24,8 @@ class Op:
 
     Attributes:
         name: as in the graph, `/blocks.0/reduce/conv/Conv` for example.
-        kind: `conv`, `matmul`, `add`, `mul`, `sigmoid`, `pool`, `concat`, `relu` (or a clip from 0 on), `move` or
-            `other`.
+        kind: `conv`, `matmul`, `add`, `mul`, `div`, `sigmoid`, `pool`, `concat`, `relu` (or a clip from 0 on),
+            `reduce`, `norm`, `softmax`, `move` or `other`.
         inputs: the values that it reads, constants left out.
         output: the value that it gives.
         table: whether it also reads a constant of more than one number.
@@ -107,18 +109,20 @@ def place(ops: Sequence[Op], outputs: Iterable[str], sixteen_bit: Iterable[str] 
     for op in ops:
         for value in op.inputs:
             readers.setdefault(value, []).append(op)
-    gates = {op.output for op in ops if op.kind == "sigmoid"}
+    makers = {op.output: op for op in ops}
     behind: dict[str, Op] = {}  # by the name of an operation, the ReLU that becomes part of it
     for op in ops:
         after = readers.get(op.output, [])
         if op.kind in _BEFORE_RELU and len(after) == 1 and after[0].kind == "relu" and op.output not in outputs:
             behind[op.name] = after[0]
     taken = {relu.name for relu in behind.values()}
-    drafts = [op for op in ops if op.name not in taken and _is_layer(op, gates)]
+    drafts = [op for op in ops if op.name not in taken and _is_layer(op, makers)]
     named = _matches(wanted, [op.name for op in drafts])
 
     stored = {value for op in drafts for value in op.inputs}
     stored |= {behind[op.name].output if op.name in behind else op.output for op in drafts}
+    # what goes in and what comes out are integers on any device, whatever reads or makes them
+    stored |= outputs | {value for op in ops for value in op.inputs} - {op.output for op in ops}
     source: dict[str, str] = {}
     for op in ops:
         if op.kind == "move" and (root := source.get(op.inputs[0], op.inputs[0])) in stored:
@@ -137,12 +141,24 @@ def place(ops: Sequence[Op], outputs: Iterable[str], sixteen_bit: Iterable[str] 
     return Placement(tuple(layers), bits, source, frozenset(taken))
 
 
-def _is_layer(op: Op, gates: set[str]) -> bool:
+def _is_layer(op: Op, makers: Mapping[str, Op]) -> bool:
     if op.kind == "add":
         return len(op.inputs) == 2 or op.table
-    if op.kind == "mul":  # a gate; others belong to an activation function, GELU say
-        return len(op.inputs) == 2 and any(value in gates for value in op.inputs)
+    if op.kind in ("mul", "div"):
+        return len(op.inputs) == 2 and not _is_part_of_an_activation(op, makers)
     return op.kind in _LAYERS
+
+
+def _is_part_of_an_activation(op: Op, makers: Mapping[str, Op]) -> bool:
+    """Whether both factors come from one value, as in GELU: x * (1 + erf(x)). A sigmoid is a layer of its own."""
+    one, other = (_origin(value, makers) for value in op.inputs)
+    return one == other
+
+
+def _origin(value: str, makers: Mapping[str, Op]) -> str:
+    while (op := makers.get(value)) is not None and len(op.inputs) == 1 and op.kind in ("other", "add", "mul", "div"):
+        value = op.inputs[0]
+    return value
 
 
 def _matches(wanted: Iterable[str], names: Sequence[str]) -> set[str]:
