@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 VENV ?=
 DEMO_VENV := $(or $(VENV),.venv-demo)
 DEV_VENV := $(or $(VENV),.venv-dev)
-DEV_EXTRAS := onnx,train,eval,dev
+DEV_EXTRAS := onnx,train,eval,serve,mic,dev
 
 PIP_INSTALL = -m pip install --quiet --retries 5 --timeout 120 -c constraints.txt
 TORCH_PIN = $$(grep '^torch==' constraints.txt)

@@ -11,12 +11,17 @@ With a table (columns id, path, text) of further recordings whose text is digits
 
     python benchmarks/digits_wer.py --model digits --speech recordings --tsv more/dev.tsv --json
 
+With each decoder backend, what 8 bits in the decoder cost:
+
+    python benchmarks/digits_wer.py --model digits --speech recordings --decoder-backend torch onnx onnx-int8
+
 A student against its teacher on the same sequences, with an interval of the difference:
 
     python benchmarks/digits_wer.py --model digits_student --compare digits/stock --speech recordings
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -273,6 +278,7 @@ def main() -> None:
     parser.add_argument("--speakers", nargs="+", default=["theo", "yweweler"])
     parser.add_argument("--sequences", type=int, default=200)
     parser.add_argument("--encoder-backend", nargs="+", default=["torch"], help="torch, onnx, …")
+    parser.add_argument("--decoder-backend", nargs="+", default=["torch"], help="torch, onnx, onnx-int8")
     parser.add_argument("--tsv", type=Path, help="table of recordings; those whose text is digits are measured too")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -295,11 +301,13 @@ def main() -> None:
             others[name] = [o["text"].strip() for o in run(other, audios, arguments.batch_size, timestamps)]
     recogniser = pipeline("automatic-speech-recognition", model=arguments.model)
     reports = {}
-    for backend in arguments.encoder_backend:
+    for encoder, decoder in itertools.product(arguments.encoder_backend, arguments.decoder_backend):
         if hasattr(recogniser.model, "set_encoder_backend"):
-            recogniser.model.set_encoder_backend(backend)
-        elif backend != "torch":
-            raise SystemExit(f"{arguments.model}: a stock Whisper has no encoder backend {backend}, only torch")
+            recogniser.model.set_encoder_backend(encoder)
+            recogniser.model.set_decoder_backend(decoder)
+        elif (encoder, decoder) != ("torch", "torch"):
+            raise SystemExit(f"{arguments.model}: a stock Whisper has no backend {encoder} or {decoder}, only torch")
+        backend = encoder if decoder == "torch" else f"{encoder}, decoder backend {decoder}"
         reports[backend] = evaluate(recogniser, arguments, drawn, others)
         if not arguments.json:
             show(backend, reports[backend])

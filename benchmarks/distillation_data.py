@@ -31,8 +31,8 @@ from whisper_hailo_hf.distillation.augmentation import (
     through_codec,
 )
 from whisper_hailo_hf.distillation.dataset import DistillationDataset, LogMel
-from whisper_hailo_hf.distillation.sources import open_source
 from whisper_hailo_hf.distillation.windows import POSITIONS, SAMPLES_PER_POSITION, WindowMix
+from whisper_hailo_hf.sources.utterances import open_source
 
 PER_UTTERANCE = ("speed", "pitch", "tempo")
 

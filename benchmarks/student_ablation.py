@@ -26,9 +26,9 @@ from whisper_hailo_hf import EncoderDistillationArguments, EncoderDistillationTr
 from whisper_hailo_hf.distillation.cache import CachedDistillationDataset
 from whisper_hailo_hf.distillation.dataset import EvaluationDataset
 from whisper_hailo_hf.distillation.run import new_student
-from whisper_hailo_hf.distillation.sources import open_source
 from whisper_hailo_hf.distillation.teacher import Teacher, load_teacher
 from whisper_hailo_hf.modeling_whisper_hailo import HailoWhisperEncoder
+from whisper_hailo_hf.sources.utterances import open_source
 
 # Levels of the twelve blocks: 0 is 750 frames, 1 is 375, 2 is 188.
 PRESET: dict[str, Any] = {
@@ -135,7 +135,7 @@ def train(name: str, teacher: Teacher, evaluation: list[Any], options: argparse.
         "what": what,
         "parameters": sum(p.numel() for p in core.parameters()),
         "gmac": multiply_adds(student) / 1e9,
-        "windows": options.steps * options.batch,
+        "training_windows": options.steps * options.batch,
         "cpu_seconds": seconds,
         "seed": options.seed,
         **{k.removeprefix("eval_"): v for k, v in metrics.items()},

@@ -44,12 +44,12 @@ from whisper_hailo_hf.distillation.cache_builder import build_teacher_cache
 from whisper_hailo_hf.distillation.dataset import DistillationDataset, EvaluationDataset, LogMel
 from whisper_hailo_hf.distillation.metrics import encoder_fidelity
 from whisper_hailo_hf.distillation.run import new_student, open_student
-from whisper_hailo_hf.distillation.sources import open_source
 from whisper_hailo_hf.distillation.statistics import TeacherStatistics
 from whisper_hailo_hf.distillation.student import encoder_of
 from whisper_hailo_hf.distillation.teacher import Teacher, load_teacher
 from whisper_hailo_hf.distillation.windows import SAMPLES_PER_POSITION, WindowMix, speech_extent
 from whisper_hailo_hf.errors import WhisperHailoError
+from whisper_hailo_hf.sources.utterances import open_source
 
 WINDOWS = 1024  # of a cache folder
 MIX = WindowMix(single=0.38, sequence=0.42, shifted=0.07, overlapped=0.06, noise=0.04, silent=0.03)

@@ -114,6 +114,67 @@ def test_blocks_join_to_the_whole(tmp_path, rate, block_seconds):
     np.testing.assert_allclose(np.concatenate(blocks), soxr.resample(whole, rate, 16_000, quality="HQ"), atol=1e-6)
 
 
+def save(path: Path, samples: np.ndarray, rate: int, subtype: str | None = None) -> Path:
+    """In pieces: libsndfile's Vorbis encoder takes no long ones."""
+    kind = "OGG" if subtype == "OPUS" else None
+    with soundfile.SoundFile(path, "w", rate, samples.ndim, subtype, format=kind) as file:
+        for start in range(0, len(samples), 4_096):
+            file.write(samples[start : start + 4_096])
+    return path
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """How many frames each read of a file gives."""
+    counts, read = [], soundfile.SoundFile.read
+
+    def counted(self, *args, **kwargs):
+        found = read(self, *args, **kwargs)
+        counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "subtype"),
+    [
+        ("a.wav", 16_000, "PCM_16"),
+        ("a.wav", 44_100, "FLOAT"),
+        ("a.flac", 22_050, None),
+        ("a.flac", 11_025, None),
+        ("a.ogg", 44_100, "VORBIS"),
+        ("a.opus", 48_000, "OPUS"),
+        ("a.mp3", 44_100, None),
+    ],
+)
+def test_a_later_part_is_sought(tmp_path, decoded, name, rate, subtype, capfd):
+    path = save(tmp_path / name, noise(20.0, rate), rate, subtype)
+    whole = read_audio(path)
+    for start in (1, 4_000, 16_000, 100_003, 288_001, len(whole) - 1, len(whole), len(whole) + 9):
+        decoded.clear()
+        found = np.concatenate([np.zeros(0, np.float32), *iter_audio(path, start=start)])
+        assert len(found) == max(0, len(whole) - start)
+        np.testing.assert_allclose(found, whole[start:], rtol=0, atol=1e-6)
+        if name != "a.mp3" and start < len(whole):
+            assert sum(decoded) <= (20.6 - start / 16_000) * rate
+    assert capfd.readouterr().err == ""  # libmpg123 would have complained
+
+
+def test_a_fault_behind_the_place_that_is_sought_is_found(tmp_path):
+    samples = noise(20.0)
+    short = cut(write(tmp_path / "a.flac", samples), 0.6)
+    for start in (5 * 16_000, 15 * 16_000):
+        with pytest.raises(AudioError, match=r"cut-a\.flac: is (damaged or )?cut off"):
+            list(iter_audio(short, start=start))
+    samples[16 * 16_000] = np.nan
+    path = write(tmp_path / "b.wav", samples, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"not numbers \(NaN\), the first at 16\.000 s"):
+        list(iter_audio(path, start=10 * 16_000))
+    assert len(np.concatenate(list(iter_audio(path, start=18 * 16_000)))) == 2 * 16_000
+
+
 def test_a_long_file_is_never_whole_in_memory(tmp_path):
     path = tmp_path / "long.wav"
     with soundfile.SoundFile(path, "w", 8_000, 1, "PCM_U8") as file:
@@ -240,6 +301,7 @@ def test_a_flac_of_unknown_length_is_whole(tmp_path):
     path.write_bytes(content)
     assert check_audio(path).duration == 5.0
     assert read_audio(path).shape == (80_000,)
+    assert sum(block.size for block in iter_audio(path, start=50_000)) == 30_000
 
 
 def test_a_playlist_is_not_followed(tmp_path):

@@ -88,7 +88,7 @@ def assert_close(one: Tensor, other: Tensor) -> None:
 
 
 def test_names():
-    assert backend_names() == ["auto", "hef", "onnx", "torch", "emulator"]
+    assert backend_names() == ["auto", "hef", "onnx", "torch", "emulator", "remote"]
     status = available_backends()
     assert status["torch"].available
     assert status["onnx"].available
@@ -96,7 +96,7 @@ def test_names():
 
 
 def test_unknown_backend_names_the_choices(build, saved):
-    line = "unknown encoder backend 'tpu': choose auto, hef, onnx, torch, emulator"
+    line = "unknown encoder backend 'tpu': choose auto, hef, onnx, torch, emulator, remote"
     with pytest.raises(RequestError, match=line):
         build().set_encoder_backend("tpu")
     with pytest.raises(RequestError, match=line):

@@ -16,7 +16,7 @@ from helpers_hef import hailo_platform, install_hef
 
 from whisper_hailo_hf import WhisperHailoForConditionalGeneration
 from whisper_hailo_hf.compile.quantize import quantize_encoder
-from whisper_hailo_hf.transcription.loading import demo_model_path
+from whisper_hailo_hf.speech_model import demo_model_path
 
 RECORDING = Path(__file__).resolve().parent.parent / "examples" / "digits_theo.flac"
 

@@ -1,7 +1,9 @@
 """The command line as a user meets it: what goes to stdout, what to stderr, and the exit status."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,8 +15,9 @@ import numpy as np
 import pytest
 from helpers_audio import cut, noise, sine, write
 
+import whisper_hailo_hf
 from whisper_hailo_hf import WhisperHailoForConditionalGeneration, __version__
-from whisper_hailo_hf.cli.main import main
+from whisper_hailo_hf.cli.main import app, main
 
 COMMAND = Path(sys.executable).with_name("whisper-hailo")
 
@@ -355,3 +358,24 @@ def test_interrupt(tmp_path, make_speech, stock_whisper):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "interrupted\n"
+
+
+def test_options_that_lines_advise_exist():
+    """In any text of the package, `--something` is an option of a verb, or of a program that is known."""
+    import typer
+
+    root = typer.main.get_command(app)
+    parameters = [one for verb in (root, *root.commands.values()) for one in verb.params]
+    options = {name for one in parameters for name in (*one.opts, *one.secondary_opts)}
+    of_others = {"--system-site-packages", "--now", "--reinstall", "--help", "--query-gpu", "--format"}
+    of_others |= {"--porcelain", "--untracked-files"}
+    of_others |= {"--hints"}  # distill's training arguments have a parser of their own
+    advised = {}
+    for path in Path(whisper_hailo_hf.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", node.value):
+                    advised.setdefault(option, path.name)
+    unknown = {option: name for option, name in advised.items() if option not in options | of_others}
+    assert "--memory-ceiling" in advised
+    assert unknown == {}

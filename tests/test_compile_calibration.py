@@ -13,6 +13,7 @@ from transformers import WhisperFeatureExtractor
 
 from whisper_hailo_hf import RequestError, WhisperHailoError
 from whisper_hailo_hf.arithmetic import affine
+from whisper_hailo_hf.audio import read_audio
 from whisper_hailo_hf.compile import calibration
 from whisper_hailo_hf.compile.calibration import Calibration, Observed, check_count, choose_range
 from whisper_hailo_hf.compile.quantize import quantize_encoder
@@ -229,6 +230,30 @@ def test_windows_of_audio_are_those_of_use(audio):
     place = next(i for i, plan in enumerate(windows._windows) if plan == [(9, 1)])
     expected = WhisperFeatureExtractor()(long[480_000:960_000], sampling_rate=16_000, return_tensors="np")
     assert np.allclose(windows[place], expected.input_features[0], atol=1e-5)
+
+
+def test_a_window_far_into_a_recording_is_sought(tmp_path, monkeypatch):
+    """Of an hour of calibration speech, the last window must not cost the decoding of the hour."""
+    rate, seconds, decoded, read = 8_000, 600, [], soundfile.SoundFile.read
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", rate, 1) as file:
+        for seed in range(seconds // 20):
+            file.write(0.1 * np.random.default_rng(seed).standard_normal(20 * rate).clip(-9, 9))
+    windows = calibration_windows(tmp_path / "long.flac", 80, 3000, limit=100)
+    whole = read_audio(tmp_path / "long.flac")
+
+    def counted(self, *args, **kwargs):
+        found = read(self, *args, **kwargs)
+        decoded.append(len(found))
+        return found
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    for index, ((_, part),) in enumerate(windows._windows):
+        if part in (0, 1, 19):
+            decoded.clear()
+            found = windows._read(0, part)
+            np.testing.assert_allclose(found, whole[480_000 * part :][:480_000], rtol=0, atol=1e-6)
+            assert sum(decoded) <= 31 * rate
+            assert windows[index].shape == (80, 3000)
 
 
 def test_a_limit_takes_from_everywhere(audio):

@@ -91,6 +91,10 @@ def test_a_model_s_folder_gets_its_hef(built):
     assert (record["hw_arch"], record["time_axis"], record["noise_check"]) == ("hailo8l", "width", "done")
     assert record["output"]["dtype"] == "uint16"
     assert record["producer"].endswith("DFC 3.33.0")
+    assert (record["compiler"], record["runtime_since"]) == ("DFC 3.33.0", "4.18")
+    assert set(record["fidelity"]) == {"native", "quantized"}
+    assert record["versions"]["dfc"] == "3.33.0"
+    assert record["source"] == {}
     assert set(records) == {f"hailo8l/encoder.{end}" for end in ("hef", "alls", "journal.jsonl")}
 
 

@@ -11,7 +11,14 @@ import torch
 from helpers_models import features_for, small_config, small_model
 from transformers import WhisperConfig
 
-from whisper_hailo_hf import HailoWhisperEncoder, WhisperHailoError, __version__, artefacts, export_encoder
+from whisper_hailo_hf import (
+    HailoWhisperEncoder,
+    WhisperHailoError,
+    WhisperHailoForConditionalGeneration,
+    __version__,
+    artefacts,
+    export_encoder,
+)
 from whisper_hailo_hf.compile import export as module
 from whisper_hailo_hf.compile.export import speech_like_features
 from whisper_hailo_hf.encoders.export import INPUT_NAME, OPSETS, OUTPUT_NAME
@@ -302,6 +309,22 @@ def test_verb(cli, tmp_path):
     data = json.loads(cli("export", tmp_path / "model", path, "--json")[1])
     assert (data["time_axis"], data["opset"]) == ("width", 17)
     assert data["max_difference"] <= 1e-4
+
+
+def test_into_a_model_s_folder(cli, tmp_path):
+    small_model().save_pretrained(tmp_path / "model")
+    assert cli("export", tmp_path / "model")[0] == 0
+    model = WhisperHailoForConditionalGeneration.from_pretrained(tmp_path / "model")
+    assert model.encoder_backend == "onnx"  # what `auto` takes is recorded and fits
+    record = model.config.artefacts["onnx/encoder.onnx"]
+    assert record["sha256"] == artefacts.sha256_of(tmp_path / "model" / "onnx" / "encoder.onnx")
+    for arguments, line in (
+        ([tmp_path / "model", "--time-axis", "height"], "the model's own graph lies along its width"),
+        (["owner/model"], "name an ONNX file to write"),
+    ):
+        status, out, err = cli("export", *arguments)
+        assert (status, out) == (2, "")
+        assert line in err
 
 
 def test_verb_refuses_in_one_line(cli, tmp_path):

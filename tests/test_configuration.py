@@ -54,7 +54,7 @@ def test_class_and_instance_name_different_types():
 
 def test_defaults_are_those_of_whisper():
     ours, stock = WhisperHailoConfig().to_dict(), WhisperConfig().to_dict()
-    own = {"encoder_family", "encoder_options", "encoder_preset", "time_axis", "artefacts", "distilled_from"}
+    own = {"encoder_family", "encoder_options", "encoder_preset", "time_axis", "artefacts", "source", "distilled_from"}
     assert ours.keys() - stock.keys() == own
     assert {name for name in stock if ours[name] != stock[name]} == {"model_type"}
 

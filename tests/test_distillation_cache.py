@@ -28,9 +28,9 @@ from whisper_hailo_hf.distillation.augmentation import Augmenter
 from whisper_hailo_hf.distillation.cache import MANIFEST, CachedDistillationDataset, CacheError, TeacherCache
 from whisper_hailo_hf.distillation.cache_builder import build_teacher_cache, estimate_bytes
 from whisper_hailo_hf.distillation.dataset import DistillationDataset, EvaluationDataset
-from whisper_hailo_hf.distillation.sources import Utterance, read_tsv
 from whisper_hailo_hf.distillation.teacher import Teacher
 from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.sources.utterances import Utterance, read_tsv
 
 POSITIONS, MELS, WIDTH, UTTERANCES, PER_SHARD = 50, 8, 16, 10, 4
 SHARDS = 5  # of two epochs of ten windows

@@ -21,10 +21,10 @@ from whisper_hailo_hf.distillation.dataset import (
     LogMel,
     StreamingDistillationDataset,
 )
-from whisper_hailo_hf.distillation.hub_sources import read_dataset
-from whisper_hailo_hf.distillation.sources import Utterance, read_tsv
 from whisper_hailo_hf.distillation.windows import WindowMix
 from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.sources.hub import read_dataset
+from whisper_hailo_hf.sources.utterances import Utterance, read_tsv
 
 POSITIONS = 100  # 2 s
 SINGLE = WindowMix.only("single")

@@ -67,7 +67,7 @@ def test_what_is_here_agrees_and_what_is_not_says_why(encoder: HailoWhisperEncod
     by_name = {stage.name: stage for stage in report.stages}
     assert list(by_name) == stage_names()
     assert {name for name, stage in by_name.items() if stage.status == "run"} == {"torch", "onnx"}
-    assert "hailo_sdk_client" in by_name["har-native"].why
+    assert "Dataflow Compiler" in by_name["har-native"].why
     assert "encoder_int8.onnx" in by_name["emulator"].why
     assert "hailo_platform is not installed" in by_name["hef"].why
     (pair,) = report.neighbours
@@ -190,7 +190,7 @@ def test_requests_that_cannot_be_met(encoder: HailoWhisperEncoder, features: tor
     for wanted, message in (
         (["torch", "tflite"], "unknown stage 'tflite': choose from torch, onnx"),
         (["torch", "torch"], "'torch' is named twice"),
-        (["torch", "har-native"], "'har-native' cannot be had here: needs the Hailo Dataflow Compiler"),
+        (["torch", "har-native"], "'har-native' cannot be had here: needs Hailo's Dataflow Compiler"),
         (["torch", "emulator"], "'emulator' cannot be had here"),
         (["torch"], "nothing to compare"),
     ):

@@ -91,7 +91,7 @@ def test_version_stands_once():
 
 def test_extras_are_those_of_the_design():
     extras = importlib.metadata.metadata("whisper_hailo_hf").get_all("Provides-Extra")
-    assert set(extras or []) == {"onnx", "train", "eval", "serve", "mic", "dev"}
+    assert set(extras or []) == {"onnx", "train", "eval", "serve", "mic", "browser", "dev"}
 
 
 def test_bare_install_is_light():
@@ -123,7 +123,7 @@ def test_command_line_entry_point_loads():
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
     """The wheel, built from a copy so that no build folder is left in the checkout."""
     copy = tmp_path_factory.mktemp("source")
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "-w", "dist", ".")
@@ -144,7 +144,10 @@ def test_wheel_holds_the_whole_package(wheel):
 
 def test_wheel_holds_nothing_else(wheel):
     folders = {name.partition("/")[0] for name in wheel.namelist()}
-    assert folders == {"whisper_hailo_hf", f"whisper_hailo_hf-{whisper_hailo_hf.__version__}.dist-info"}
+    assert folders == {"optimum", "whisper_hailo_hf", f"whisper_hailo_hf-{whisper_hailo_hf.__version__}.dist-info"}
+    # of optimum's own folders the one file that it finds our commands by, and nothing that would shadow them
+    of_optimum = [name for name in wheel.namelist() if name.startswith("optimum/")]
+    assert of_optimum == ["optimum/commands/register/register_hailo.py"]
 
 
 # Layers

@@ -8,6 +8,7 @@ would be half a transcript.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 from collections.abc import Callable, Generator
@@ -26,8 +27,12 @@ _SHORT_CHUNK = re.compile(r"(data|data size|ssnd|riff|riff size)\s*:\s*(\d+) \(s
 _SF_ERR_MALFORMED_FILE = 3
 # From here up a size means "not known": programs that write to a pipe cannot come back to the header.
 _UNKNOWN_SIZE = 0x7FFF0000
+# Of a stream that was written to a pipe, libsndfile announces the largest count of frames there is.
+_UNKNOWN_LENGTH = 2**62
 # Encoders pad and trim their ends, so that a count of frames may be off by less than this without loss.
 _LENGTH_TOLERANCE_S = 0.25
+# Decoded before a place that is sought, so that what resampler and codec remember is right when it is reached.
+_LEAD_S = 0.5
 # Containers that FFmpeg may open on our behalf: no playlists, which could name other files or addresses.
 _AV_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,asf,avi,amr,ac3,eac3,ape,wv,tta,ogg,flv,mp3,mpeg,mpegts,flac,wav,caf"
@@ -54,12 +59,17 @@ class AudioInfo:
 
 @dataclass
 class _Opened:
-    """An open file: its own rate, its blocks, (frames, channels) float32, and a doubt that is no error."""
+    """An open file: its own rate, its blocks, (frames, channels) float32, and a doubt that is no error.
+
+    Before the first block, `seek` goes to a frame, or stays at the start, and tells where it is: the `first` read.
+    """
 
     sampling_rate: int
     channels: int
     blocks: Blocks
     warning: str | None = None
+    seek: Callable[[int], int] = lambda frame: 0
+    first: int = 0
 
 
 def read_audio(path: str | os.PathLike[str], sampling_rate: int = SAMPLING_RATE) -> FloatArray:
@@ -72,18 +82,40 @@ def read_audio(path: str | os.PathLike[str], sampling_rate: int = SAMPLING_RATE)
 
 
 def iter_audio(
-    path: str | os.PathLike[str], sampling_rate: int = SAMPLING_RATE, block_seconds: float = 30.0
+    path: str | os.PathLike[str],
+    sampling_rate: int = SAMPLING_RATE,
+    block_seconds: float = 30.0,
+    start: int = 0,
 ) -> Blocks:
     """Read a file of any length as `read_audio` does, one block of about `block_seconds` s at a time.
 
     The blocks, each float32 (samples,), join to exactly what `read_audio` returns. The resampler is soxr's
     high-quality one, which keeps its state from block to block. Errors are those of `read_audio`, raised when the
     reading comes to the fault.
+
+    With `start`, they begin at that sample of the result. What lies before is not decoded, and its faults stay
+    unknown, but for MP3 and what FFmpeg reads; the samples are then those of `read_audio` but for rounding.
     """
+    opened, mono = _open_mono(Path(path), block_seconds)
+    skip = start - _seek(opened, start, sampling_rate)
+    with closing(_resampled(opened, mono, sampling_rate)) as blocks:
+        for block in blocks:
+            if skip < block.size:
+                yield block[skip:] if skip else block
+            skip = max(0, skip - block.size)
+
+
+def _seek(opened: _Opened, start: int, sampling_rate: int) -> int:
+    """Goes to a little before a sample of the result; tells which sample of it the first one is from there."""
+    step = opened.sampling_rate // math.gcd(opened.sampling_rate, sampling_rate)  # frames in which both rates meet
+    frame = max(0, int((start / sampling_rate - _LEAD_S) * opened.sampling_rate)) // step * step
+    opened.first = opened.seek(frame) if frame else 0
+    return opened.first * sampling_rate // opened.sampling_rate
+
+
+def _resampled(opened: _Opened, mono: Blocks, sampling_rate: int) -> Blocks:
     import soxr
 
-    path = Path(path)
-    opened, mono = _open_mono(path, block_seconds)
     if opened.sampling_rate == sampling_rate:
         yield from mono
         return
@@ -131,7 +163,7 @@ def _open_mono(path: Path, block_seconds: float) -> tuple[_Opened, Blocks]:
 
 def _checked_mono(path: Path, opened: _Opened) -> Blocks:
     """The blocks averaged to (frames,); it is an error if a sample is not a number or if there is none."""
-    total = 0
+    total = opened.first
     with closing(opened.blocks):
         for block in opened.blocks:
             if not block.size:
@@ -185,13 +217,30 @@ def _open(path: Path, block_seconds: float) -> _Opened:
     except AudioError:
         file.close()
         raise
-    return _Opened(file.samplerate, file.channels, _sndfile_blocks(path, file, block_seconds), warning)
+    blocks = _sndfile_blocks(path, file, block_seconds)
+    return _Opened(file.samplerate, file.channels, blocks, warning, lambda frame: _sndfile_seek(path, file, frame))
+
+
+def _sndfile_seek(path: Path, file, frame: int) -> int:  # type: ignore[no-untyped-def]
+    import soundfile
+
+    # of an MP3, each frame leans on those before it: libmpg123 finds its way, but fills stderr with complaints
+    if file.format == "MP3" or not soundfile.SoundFile.seekable(file) or not frame < file.frames < _UNKNOWN_LENGTH:
+        return 0
+    try:
+        return file.seek(frame)
+    except soundfile.LibsndfileError as error:
+        seconds = frame / file.samplerate
+        raise AudioError(
+            f"{path}: is damaged or cut off, what lies at {seconds:.2f} s cannot be read ({_reason(error)})"
+        ) from error
 
 
 def _sndfile_blocks(path: Path, file, block_seconds: float) -> Blocks:  # type: ignore[no-untyped-def]
     import soundfile
 
-    rate, announced, read = file.samplerate, file.frames, 0
+    rate, announced = file.samplerate, file.frames
+    read = file.tell() if soundfile.SoundFile.seekable(file) else 0
     with file:
         while True:
             try:
@@ -204,8 +253,7 @@ def _sndfile_blocks(path: Path, file, block_seconds: float) -> Blocks:  # type: 
                 break
             read += len(block)
             yield block
-    # A stream that was written to a pipe announces the largest count there is.
-    if announced < 2**62 and announced - read > _LENGTH_TOLERANCE_S * rate:
+    if announced < _UNKNOWN_LENGTH and announced - read > _LENGTH_TOLERANCE_S * rate:
         raise AudioError(
             f"{path}: is cut off, it holds {read / rate:.2f} s of the {announced / rate:.2f} s that it announces"
         )

@@ -43,7 +43,10 @@ class WhisperHailoConfig(WhisperConfig):
             Changes the layout alone, never a weight.
         artefacts (`dict`, *optional*):
             Files beside the weights, by path: sha256, size in bytes, the fingerprint of the weights they were made
-            from, and who made them.
+            from, and who made them; of a HEF also the chip, the compiler, the first HailoRT that reads it, its
+            contexts, the integers of its input and output, and how close it is to the float encoder.
+        source (`dict`, *optional*):
+            The stock Whisper that the model was built from: `checkpoint`, and `revision`, its commit on the Hub.
         distilled_from (`dict`, *optional*):
             The teacher of a distilled encoder: `name`, and `fingerprint`, the SHA-256 over its encoder's weights.
     """
@@ -55,6 +58,7 @@ class WhisperHailoConfig(WhisperConfig):
     encoder_preset: str | None = None
     time_axis: Literal["width", "height"] = "width"
     artefacts: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
     distilled_from: dict[str, Any] = field(default_factory=dict)
     classifier_proj_size: Any = 256  # NEEDS_PLUGIN on disk
 

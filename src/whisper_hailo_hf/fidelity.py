@@ -1,6 +1,11 @@
-"""How close numbers are to others: what training, quantisation and verification mean by their figures."""
+"""How close numbers are to others: what training, quantisation and verification mean by their figures, and the stages
+of an encoder that are held to one another.
+"""
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +14,32 @@ FLOOR = 1e-20  # of an error's energy relative to the signal's: 200 dB
 GATE_COSINE, GATE_SNR_DB = 0.98, 15.0  # what neighbouring stages must reach: mean cosine over frames, SNR
 
 Array = npt.NDArray[np.floating]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One form of the encoder on its way from training to the chip, open.
+
+    Attributes:
+        name: its name in the ladder.
+        run: float32 (batch, mel bins, 2 * positions) log-mel features to float32 (batch, positions, d_model) states,
+            what is done on the host included.
+        info: tells what it is, once it has run; under `layer_snr`, where it knows them, the SNR of its layers in dB
+            by name, in the order of the graph.
+        close: lets go of what it holds.
+        batch_size: windows at a time that it wants, where a call costs much; None takes what the caller likes.
+    """
+
+    name: str
+    run: Callable[[FloatArray], FloatArray]
+    info: Callable[[], Mapping[str, Any]] = dict
+    close: Callable[[], None] = lambda: None
+    batch_size: int | None = None
+
+
+class StageAbsent(Exception):
+    """A stage that cannot be had here; the message says why. Nobody's fault: the ladder goes on without it."""
 
 
 def decibels(signal: float, error: float) -> float:

@@ -8,7 +8,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
-from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.errors import RequestError, WhisperHailoError
+from whisper_hailo_hf.hub.explain import hub_error
 from whisper_hailo_hf.modeling_whisper_hailo import (
     HailoWhisperEncoder,
     WhisperHailoForConditionalGeneration,
@@ -61,9 +62,11 @@ def open_model(folder_or_id: str | os.PathLike) -> WhisperHailoPreTrainedModel:
         cls: Any = classes.get((config.architectures or [""])[0], WhisperHailoForConditionalGeneration)
         settings: dict[str, Any] = {"dtype": torch.float32, "encoder_backend": "torch", "output_loading_info": True}
         model, loaded = cls.from_pretrained(name, **settings)
-    except RequestError:
+    except WhisperHailoError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        if not folder.is_dir() and (found := hub_error(error, name)) is not None:
+            raise found from error
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise RequestError(f"cannot load the model {name}: {first}") from error
     if unfit := sorted(map(str, {*loaded["missing_keys"], *loaded["mismatched_keys"]})):

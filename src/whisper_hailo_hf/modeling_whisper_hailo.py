@@ -4,6 +4,7 @@ Only the encoder differs from Transformers' Whisper. Its contract with `generate
 features in, one state per 20 ms out, whatever the window of the network inside.
 """
 
+import logging
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,128 +12,25 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import WhisperForConditionalGeneration, initialization
+from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
-from transformers.models.whisper.modeling_whisper import (
-    WhisperDecoder,
-    WhisperEncoder,
-    WhisperModel,
-    WhisperPreTrainedModel,
-    sinusoids,
-)
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder, WhisperModel
 from transformers.utils.generic import can_return_tuple
 
 from whisper_hailo_hf import artefacts
-from whisper_hailo_hf.backends import EncoderBackend, EncoderParts, backend_class, make_backend, weights_version
+from whisper_hailo_hf.backends import EncoderBackend, EncoderParts, make_backend, weights_version
 from whisper_hailo_hf.backends.onnx import OnnxBackend
 from whisper_hailo_hf.backends.torch import TorchBackend
 from whisper_hailo_hf.configuration_whisper_hailo import WhisperHailoConfig
-from whisper_hailo_hf.encoders import PositionMap, Trace, build_encoder, get_family
-from whisper_hailo_hf.errors import RequestError
-from whisper_hailo_hf.hub import auto_map, find_artefact, write_shim
-from whisper_hailo_hf.stock import config_from_stock, config_with_student, load_stock, load_student
+from whisper_hailo_hf.decoders import DecoderChoice
+from whisper_hailo_hf.encoders import Trace, build_encoder, get_family
+from whisper_hailo_hf.errors import RequestError, WhisperHailoError
+from whisper_hailo_hf.hub.fetch import ArtefactFiles, pinned_revision
+from whisper_hailo_hf.modeling_base import WhisperHailoPreTrainedModel as WhisperHailoPreTrainedModel
+from whisper_hailo_hf.stock import config_from_stock, config_with_student, load_stock, load_student, source_of
 
-
-class WhisperHailoPreTrainedModel(WhisperPreTrainedModel):
-    """What the classes below share with each other and with Transformers."""
-
-    config_class = WhisperHailoConfig
-    config: WhisperHailoConfig
-    _no_split_modules = [  # noqa: RUF012  # the base's type
-        "ConvBlock",
-        "AttentionBlock",
-        "LinearAttentionBlock",
-        "WhisperDecoderLayer",
-    ]
-    _auto_classes: tuple[str, ...] = ()
-
-    def __init__(self, config: WhisperHailoConfig, *args: Any, **kwargs: Any) -> None:
-        if not isinstance(config, WhisperHailoConfig):
-            raise RequestError(
-                f"{type(self).__name__} needs a WhisperHailoConfig, not a {type(config).__name__}: "
-                "use WhisperHailoForConditionalGeneration.from_whisper() for a stock Whisper"
-            )
-        # by name: in the classes below, super() is a stock class that would build its own encoder first
-        WhisperPreTrainedModel.__init__(self, config, *args, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, PositionMap):
-            if module.kind == "sinusoids":
-                initialization.copy_(module.weight, sinusoids(*module.weight.shape))
-            else:
-                initialization.zeros_(module.weight)
-
-    @property
-    def _hailo_encoder(self) -> "HailoWhisperEncoder":
-        return self.get_encoder()
-
-    @property
-    def encoder_backend(self) -> str:
-        """Name of the backend in use."""
-        return self._hailo_encoder.backend.name
-
-    def set_encoder_backend(self, name: str, **options: Any) -> None:
-        """Chooses where the encoder runs: see [`HailoWhisperEncoder.set_encoder_backend`]."""
-        self._hailo_encoder.set_encoder_backend(name, **options)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *args: Any,
-        encoder_backend: str = "auto",
-        encoder_backend_options: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Loads a checkpoint of ours, as [`~transformers.PreTrainedModel.from_pretrained`] does.
-
-        Args:
-            pretrained_model_name_or_path: folder or Hub id.
-            encoder_backend: where the encoder runs: `"auto"`, `"torch"` or `"onnx"`. Never saved.
-            encoder_backend_options: settings of that backend.
-            args, kwargs: as for any Transformers model.
-
-        Raises:
-            RequestError: a stock checkpoint, no such backend, or one that cannot run here.
-        """
-        if encoder_backend != "auto":
-            backend_class(encoder_backend)  # a wrong name shall not cost a load
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
-        saved_as, alone = model.config.architectures or [cls.__name__], HailoWhisperEncoder.__name__
-        if (alone in saved_as) != (cls.__name__ == alone):
-            raise RequestError(
-                f"{pretrained_model_name_or_path} holds a {saved_as[0]}, and a {cls.__name__} of it would be partly "
-                f"random: load a {saved_as[0]}" + ("" if alone in saved_as else " and take its get_encoder()")
-            )
-        encoder = model._hailo_encoder
-        encoder.artefacts = {
-            name: path
-            for name in artefacts.checked_names(encoder.config.artefacts)
-            if (path := find_artefact(pretrained_model_name_or_path, name, **kwargs)) is not None
-        }
-        encoder.set_encoder_backend(encoder_backend, **(encoder_backend_options or {}))
-        return loaded
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Saves as any Transformers model; the encoder's artefacts and a shim for `trust_remote_code` travel along."""
-        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
-        folder, here = Path(save_directory), kwargs.get("is_main_process", True)
-        if here:
-            self.config.artefacts = self._hailo_encoder.save_artefacts(folder)
-        self.config.auto_map = auto_map(WhisperHailoConfig.__name__, type(self).__name__, self._auto_classes)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if here:
-            write_shim(folder)
-        if push:
-            self.push_to_hub(repo_id or folder.name, **kwargs)  # type: ignore[arg-type]  # wrapped beyond mypy's view
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Does nothing: see `WhisperHailoConfig.register_for_auto_class`."""
+logger = logging.getLogger(__name__)
 
 
 class HailoWhisperEncoder(WhisperHailoPreTrainedModel):
@@ -148,7 +46,7 @@ class HailoWhisperEncoder(WhisperHailoPreTrainedModel):
         super().__init__(config)
         self.core, self.host = build_encoder(config)
         self.gradient_checkpointing = False
-        self.artefacts: dict[str, Path] = {}
+        self.artefacts = ArtefactFiles()
         self._backend: EncoderBackend = TorchBackend(self._parts())
         self._backend_is_auto = False
         self._last: tuple[Any, Tensor, Tensor] | None = None
@@ -213,16 +111,23 @@ class HailoWhisperEncoder(WhisperHailoPreTrainedModel):
         self._backend, self._backend_is_auto, self._last = chosen, name == "auto", None
 
     def save_artefacts(self, folder: Path) -> dict[str, Any]:
-        """Copies into a folder what stands for the weights as they are: the files they were loaded with, if they still
-        fit, and the graph that the `onnx` backend runs. Returns their records."""
-        files = dict(self.artefacts)
+        """Copies into a folder what stands for the weights as they are: the files that lie beside them, if they still
+        fit, fetched if need be, and the graph that the `onnx` backend runs. Returns their records."""
+        files: dict[str, Path] = {}
+        for name in list(self.artefacts):
+            try:
+                if (path := self.artefacts.get(name)) is not None:
+                    files[name] = path
+            except WhisperHailoError as error:
+                logger.warning("%s stays behind: %s", name, error)
         if isinstance(self._backend, OnnxBackend):
             files[artefacts.ONNX_PATH] = self._backend.graph()
         if not files:
             return {}
         weights, records = artefacts.fingerprint(self.core), dict(self.config.artefacts)
         if isinstance(self._backend, OnnxBackend):
-            records[artefacts.ONNX_PATH] = self._backend.record(files[artefacts.ONNX_PATH], weights)
+            graph = files[artefacts.ONNX_PATH]
+            records[artefacts.ONNX_PATH] = self._backend.record(graph, source=self.config.source)
         return artefacts.copy_fitting(files, records, weights, folder)
 
     def load_stock_encoder(self, stock: WhisperEncoder) -> None:
@@ -329,8 +234,8 @@ class WhisperHailoModel(WhisperHailoPreTrainedModel, WhisperModel):
         self.post_init()
 
 
-class WhisperHailoForConditionalGeneration(
-    WhisperHailoPreTrainedModel, WhisperForConditionalGeneration, WhisperGenerationMixin
+class WhisperHailoForConditionalGeneration(  # type: ignore[misc]  # from_pretrained takes more than the base's
+    DecoderChoice, WhisperHailoPreTrainedModel, WhisperForConditionalGeneration, WhisperGenerationMixin
 ):
     """Whisper with a pluggable encoder: `generate()` and the ASR pipeline work on it as on the stock class."""
 
@@ -378,6 +283,8 @@ class WhisperHailoForConditionalGeneration(
         Raises:
             RequestError: no stock Whisper, family, preset, option or student of that name, or it does not fit.
         """
+        if (revision := pinned_revision(name_or_path, **kwargs)) is not None:
+            kwargs["revision"] = revision
         described = (family, preset, time_axis, encoder_layers, encoder_options)
         if student is None:
             stock = load_stock(name_or_path, **kwargs)
@@ -393,7 +300,8 @@ class WhisperHailoForConditionalGeneration(
             stock = load_stock(name_or_path, **kwargs)
             model = cls(config_with_student(stock, encoder.config, name_or_path, student))
             model.model.encoder.load_state_dict(encoder.state_dict())
-            model.model.encoder.artefacts.update(encoder.artefacts)
+            model.model.encoder.artefacts = encoder.artefacts
+        model.config.source = source_of(name_or_path, revision)
         model.model.decoder.load_state_dict(stock.model.decoder.state_dict())
         if not model.config.tie_word_embeddings:
             model.proj_out.load_state_dict(stock.proj_out.state_dict())

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, WhisperConfig, WhisperForConditionalGe
 from whisper_hailo_hf.artefacts import fingerprint
 from whisper_hailo_hf.configuration_whisper_hailo import WhisperHailoConfig
 from whisper_hailo_hf.encoders import get_family
-from whisper_hailo_hf.errors import RequestError
-from whisper_hailo_hf.hub import ANYWHERE
+from whisper_hailo_hf.errors import RequestError, WhisperHailoError
+from whisper_hailo_hf.hub.explain import hub_error
+from whisper_hailo_hf.hub.fetch import ANYWHERE
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,19 @@ def load_stock(name_or_path: str | os.PathLike, **kwargs: Any) -> WhisperForCond
     if kind != WhisperConfig.model_type:
         raise RequestError(f"{name_or_path} is a {kind} checkpoint, no Whisper: name a stock Whisper")
     return WhisperForConditionalGeneration.from_pretrained(name_or_path, **kwargs)
+
+
+def source_of(name_or_path: str | os.PathLike, revision: str | None) -> dict[str, str]:
+    """Which checkpoint a model was built from: its Hub id and commit, or no more than the name of its folder.
+
+    Args:
+        name_or_path: Hub id or folder.
+        revision: from `pinned_revision`.
+    """
+    if os.path.isdir(name_or_path):
+        return {"checkpoint": os.path.basename(os.path.abspath(name_or_path))}  # the rest is nobody's business
+    commit = getattr(revision, "resolved", revision)
+    return {"checkpoint": os.fspath(name_or_path)} | ({"revision": str(commit)} if commit else {})
 
 
 def config_from_stock(
@@ -95,6 +109,8 @@ def load_student(student: str | os.PathLike, encoder_class: type[PreTrainedModel
     where |= {"dtype": kwargs.get("dtype"), "encoder_backend": "torch", "output_loading_info": True}
     try:
         loaded: Any = encoder_class.from_pretrained(student, **where)
+    except WhisperHailoError:
+        raise
     except (OSError, RuntimeError, SafetensorError) as error:
         raise RequestError(f"cannot load the student {student}: {first_line(error)}") from error
     encoder, info = loaded
@@ -108,7 +124,8 @@ def _check_student_folder(student: str | os.PathLike, encoder_class: str, where:
     try:
         known, _ = WhisperConfig.get_config_dict(student, **where)
     except OSError as error:
-        raise RequestError(f"no student at {student}: {first_line(error)}; {want}") from error
+        said = hub_error(error, os.fspath(student)) or first_line(error)
+        raise RequestError(f"no student at {student}: {said}; {want}") from error
     kind, saved_as = known.get("model_type"), known.get("architectures") or []
     if kind != WhisperHailoConfig.model_type:
         found = f"holds a {kind} checkpoint" if kind else "has no config.json of a model"

@@ -3,7 +3,7 @@
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ class EncoderParts:
         host: windows before it, epilogue behind it.
         mel_bins: rows of the log-mel features.
         time_axis: layout of the core's tensors.
-        artefacts: local paths of the files that lie beside the weights, by their name in the model folder.
+        artefacts: local paths of the files that lie beside the weights, by their name in the model folder; asking for
+            one may fetch it from the Hub.
         records: what the config says of them.
     """
 
@@ -35,7 +36,7 @@ class EncoderParts:
     host: HostStage
     mel_bins: int
     time_axis: str
-    artefacts: dict[str, Path]
+    artefacts: Mapping[str, Path]
     records: dict[str, Any]
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _FILE = artefacts.HEF_PATH.rpartition("/")[2]
 _AT_EXIT_SECONDS = 5.0
+_FALLBACK_FILES = {"onnx": artefacts.ONNX_PATH, "emulator": artefacts.ONNX_INT8_PATH}
 _abandoned: list[Any] = []  # devices that a parent process opened: not ours to release, nor to be collected
 _open_backends: "weakref.WeakSet[HefBackend]" = weakref.WeakSet()
 
@@ -103,6 +105,9 @@ class HefBackend(EncoderBackend):
         self._version: tuple[tuple[int, int], ...] = ()
         self._hef: Hef | None = None
         self.file()
+        if fallback in _FALLBACK_FILES:
+            with suppress(WhisperHailoError):  # fetched now: when the device is lost it may be too late
+                parts.artefacts.get(_FALLBACK_FILES[fallback])
 
     @classmethod
     def status(cls) -> BackendStatus:
@@ -124,8 +129,8 @@ class HefBackend(EncoderBackend):
             return f"no {artefacts.HEF_PATH} beside the weights"
         platform = import_platform()
         try:
-            hef = read_hef(_fitting(parts, _architectures(platform)))
-        except RequestError as error:
+            hef = read_hef(_fitting(parts)[1])
+        except WhisperHailoError as error:
             return str(error)
         return _why_unusable(hef, platform)
 
@@ -134,7 +139,7 @@ class HefBackend(EncoderBackend):
         if self.path is not None:
             self._hef = read_hef(self.path)
             return self.path
-        path = _fitting(self.parts, ())
+        _, path = _fitting(self.parts)
         self._hef = read_hef(path)
         return path
 
@@ -143,11 +148,11 @@ class HefBackend(EncoderBackend):
             platform = import_platform()
         except WhisperHailoError as error:
             raise DeviceFault(Fault("absent", None, str(error))) from error
-        path = self.path or _fitting(self.parts, _architectures(platform))
+        name, path = ("", self.path) if self.path is not None else _fitting(self.parts)
         self._hef = hef = read_hef(path)
         if reason := _why_unusable(hef, platform):
             raise WhisperHailoError(f"{path.name}: {reason}")
-        record = {} if self.path is not None else self.parts.records.get(_name(self.parts, path), {})
+        record = self.parts.records.get(name, {})
         core, host = self.parts.core, self.parts.host
         device = HefDevice(
             platform,
@@ -298,10 +303,6 @@ def _names(parts: EncoderParts) -> list[str]:
     return [name for name in parts.artefacts if name.rpartition("/")[2] == _FILE]
 
 
-def _name(parts: EncoderParts, path: Path) -> str:
-    return next(name for name, found in parts.artefacts.items() if found == path)
-
-
 def _same(streams: Sequence[HefStream]) -> Affine | None:
     """The integers of all these streams; None if they are not the same, or have a scale for each feature."""
     if not streams:
@@ -313,20 +314,32 @@ def _same(streams: Sequence[HefStream]) -> Affine | None:
     return Affine(np.asarray(first.scale, np.float32), int(first.zero_point), ACTIVATIONS[8 * first.data_bytes])
 
 
-def _fitting(parts: EncoderParts, architectures: tuple[str, ...]) -> Path:
-    """The HEF beside the weights: of those for several chips, the one for the chip that is here.
+def _fitting(parts: EncoderParts) -> tuple[str, Path]:
+    """Name and path of the HEF beside the weights, fetched if need be: of those for several chips, the one for the
+    chip that is here.
 
-    A `RequestError` where there is none, or it does not stand for the weights.
+    A `RequestError` where there is none, or it does not stand for the weights; a `WhisperHailoError` where it cannot
+    be had.
     """
     names = _names(parts)
+    architectures = _architectures_here() if len(names) > 1 else ()
     names.sort(key=lambda name: (name.partition("/")[0].upper() not in architectures, name != artefacts.HEF_PATH))
     if not names:
         raise RequestError(f"no {artefacts.HEF_PATH} beside the weights: make it with whisper-hailo compile")
-    path = parts.artefacts[names[0]]
+    path = parts.artefacts.get(names[0])
+    if path is None:
+        raise RequestError(f"config.json names {names[0]}, which is not there: make it with whisper-hailo compile")
     weights = artefacts.fingerprint(parts.core)
     if reason := artefacts.why_unfit(path, parts.records.get(names[0]), weights):
-        raise RequestError(f"{reason}: make it anew with whisper-hailo compile")
-    return path
+        raise RequestError(f"{reason}: fetch it again, or make it anew with whisper-hailo compile")
+    return names[0], path
+
+
+def _architectures_here() -> tuple[str, ...]:
+    try:
+        return _architectures(import_platform())
+    except WhisperHailoError:
+        return ()
 
 
 def _architectures(platform: Any) -> tuple[str, ...]:

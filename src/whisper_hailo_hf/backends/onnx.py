@@ -18,6 +18,7 @@ import numpy as np
 
 from whisper_hailo_hf import artefacts
 from whisper_hailo_hf.backends.base import BackendStatus, EncoderParts, GraphBackend
+from whisper_hailo_hf.encoders import EncoderCore
 from whisper_hailo_hf.encoders.export import INPUT_NAME, OUTPUT_NAME, export_core
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
 
@@ -68,6 +69,7 @@ class OnnxBackend(GraphBackend):
         self.threads, self.providers, self.graph_optimization = threads, providers, graph_optimization
         self._folder: Path | None = None
         self._source = ""
+        self._beside()
 
     @classmethod
     def status(cls) -> BackendStatus:
@@ -77,13 +79,25 @@ class OnnxBackend(GraphBackend):
 
     @classmethod
     def why_not_auto(cls, parts: EncoderParts) -> str | None:
-        if artefacts.ONNX_PATH not in parts.artefacts:
+        try:
+            path = parts.artefacts.get(artefacts.ONNX_PATH)
+        except WhisperHailoError as error:  # on the Hub, and not to be had
+            return str(error)
+        if path is None:
             return f"no {artefacts.ONNX_PATH} beside the weights"
         return _why_unfit(parts, artefacts.fingerprint(parts.core))
 
+    def _beside(self) -> Path | None:
+        """The file beside the weights, fetched if need be; None, with a line, where it cannot be had."""
+        try:
+            return self.parts.artefacts.get(artefacts.ONNX_PATH)
+        except WhisperHailoError as error:
+            logger.warning("exporting the encoder anew: %s", error)
+            return None
+
     def graph(self) -> Path:
         """The ONNX file that stands for the weights as they are now, exported if need be."""
-        present = self.parts.artefacts.get(artefacts.ONNX_PATH)
+        present = self._beside()
         if present is not None:
             reason = _why_unfit(self.parts, artefacts.fingerprint(self.parts.core))
             if reason is None:
@@ -98,9 +112,9 @@ class OnnxBackend(GraphBackend):
         self._source = "exported from the weights in memory"
         return export_core(self.parts.core, self.parts.mel_bins, self.parts.time_axis, self._folder / "encoder.onnx")
 
-    def record(self, graph: Path, weights: str) -> dict[str, Any]:
-        """The record of what `graph()` gave, for weights of this fingerprint."""
-        return artefacts.record(graph, weights, **_facts(self.parts), producer=f"torch {version('torch')}")
+    def record(self, graph: Path, **facts: Any) -> dict[str, Any]:
+        """The record of what `graph()` gave."""
+        return graph_record(graph, self.parts.core, self.parts.time_axis, **facts)
 
     def open(self) -> Any:
         import onnxruntime
@@ -148,10 +162,16 @@ def _remove(folder: Path, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _facts(parts: EncoderParts) -> dict[str, Any]:
-    return {"time_axis": parts.time_axis, "frames": parts.core.frames}
+def graph_record(path: Path, core: EncoderCore, time_axis: str, **facts: Any) -> dict[str, Any]:
+    """The record of a core's graph, as `onnx/encoder.onnx`."""
+    made = {"producer": f"torch {version('torch')}", "versions": artefacts.tool_versions("torch", "onnx")}
+    return artefacts.record(path, artefacts.fingerprint(core), **_facts(core, time_axis), **made, **facts)
+
+
+def _facts(core: EncoderCore, time_axis: str) -> dict[str, Any]:
+    return {"time_axis": time_axis, "frames": core.frames}
 
 
 def _why_unfit(parts: EncoderParts, weights: str) -> str | None:
-    path = parts.artefacts[artefacts.ONNX_PATH]
-    return artefacts.why_unfit(path, parts.records.get(artefacts.ONNX_PATH), weights, **_facts(parts))
+    path, record = parts.artefacts[artefacts.ONNX_PATH], parts.records.get(artefacts.ONNX_PATH)
+    return artefacts.why_unfit(path, record, weights, **_facts(parts.core, parts.time_axis))

@@ -23,6 +23,7 @@ _BACKENDS = {
     "onnx": "whisper_hailo_hf.backends.onnx:OnnxBackend",
     "torch": "whisper_hailo_hf.backends.torch:TorchBackend",
     "emulator": "whisper_hailo_hf.backends.emulator:EmulatorBackend",
+    "remote": "whisper_hailo_hf.backends.remote:RemoteBackend",
 }
 
 

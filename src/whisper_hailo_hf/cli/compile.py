@@ -7,6 +7,7 @@ import typer
 from rich.progress import Progress
 
 from whisper_hailo_hf.cli import console
+from whisper_hailo_hf.fidelity import GATE_COSINE, GATE_SNR_DB
 
 if TYPE_CHECKING:
     from whisper_hailo_hf.compile import CompileReport
@@ -46,8 +47,10 @@ def compile_(
     skip_noise_check: Annotated[
         bool, typer.Option("--skip-noise-check", help="Leave out the noise check; the artefact's record will say so.")
     ] = False,
-    min_cosine: Annotated[float, typer.Option(help="Least mean cosine of an emulation with ONNX Runtime.")] = 0.98,
-    min_snr: Annotated[float, typer.Option(help="Least SNR of an emulation against ONNX Runtime, dB.")] = 15.0,
+    min_cosine: Annotated[
+        float, typer.Option(help="Least mean cosine of an emulation with ONNX Runtime.")
+    ] = GATE_COSINE,
+    min_snr: Annotated[float, typer.Option(help="Least SNR of an emulation against ONNX Runtime, dB.")] = GATE_SNR_DB,
     memory_ceiling: Annotated[
         str, typer.Option(help="Memory at which the compiler is stopped: a share of the RAM, or a size as 24G.")
     ] = "80%",
@@ -86,7 +89,7 @@ def compile_(
             timeout=None if hours is None else 3600 * hours,
             stop_after=stop_after,
             fresh=fresh,
-            observe=_Shower(bars),
+            observe=Shower(bars),
         )
     if as_json:
         console.print_json(report.to_dict())
@@ -94,7 +97,7 @@ def compile_(
         _show(report)
 
 
-class _Shower:
+class Shower:
     """A line for each stage that ends, and a bar with the time and memory of the one that runs."""
 
     def __init__(self, bars: Progress) -> None:

@@ -64,7 +64,7 @@ def distill(
         console.print_table(str(output), [(name, f"{value:.4g}") for name, value in metrics.items()])
 
 
-def _printer(bars: Progress) -> Any:
+def _printer(bars: Progress, what: str = "distilling") -> Any:
     """A bar on a terminal, a line for each log entry, all on stderr."""
     from transformers import TrainerCallback
 
@@ -72,7 +72,7 @@ def _printer(bars: Progress) -> Any:
         bar: TaskID | None = None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.bar = bars.add_task("distilling", total=state.max_steps, completed=state.global_step)
+            self.bar = bars.add_task(what, total=state.max_steps, completed=state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.bar is not None:

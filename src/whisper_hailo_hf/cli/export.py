@@ -10,7 +10,12 @@ from whisper_hailo_hf.cli import console
 
 def export(
     model: Annotated[str, typer.Argument(help="Model of ours, or its encoder alone: folder or Hub id.")],
-    file: Annotated[Path, typer.Argument(help="ONNX file to write.", show_default=False)],
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="ONNX file to write. [default: onnx/encoder.onnx in the model's folder]", show_default=False
+        ),
+    ] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set, 13 to 18.")] = 17,
     time_axis: Annotated[
         str | None, typer.Option(help="Where time lies: width or height. [default: as in the model]")

@@ -6,19 +6,27 @@ Exit status: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted
 import io
 import os
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from whisper_hailo_hf.cli import (
+    adapt,
+    bench,
     check,
+    collect,
     compile,
     console,
     distill,
     doctor,
+    eval,
     export,
     init,
+    listen,
+    push,
     quantize,
+    serve,
     transcribe,
     verify,
 )
@@ -32,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(name="transcribe")(transcribe.transcribe)
+app.command(name="listen")(listen.listen)
 app.command(name="init")(init.init)
 app.command(name="distill")(distill.distill)
 app.command(name="export")(export.export)
@@ -39,6 +48,12 @@ app.command(name="check")(check.check)
 app.command(name="quantize")(quantize.quantize)
 app.command(name="compile")(compile.compile_)
 app.command(name="verify")(verify.verify)
+app.command(name="eval")(eval.eval_)
+app.command(name="bench")(bench.bench)
+app.command(name="serve")(serve.serve)
+app.command(name="collect")(collect.collect)
+app.command(name="adapt")(adapt.adapt)
+app.command(name="push")(push.push)
 app.command(name="doctor")(doctor.doctor)
 
 
@@ -64,11 +79,17 @@ def main(arguments: list[str] | None = None) -> None:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]  # before or after the verb
     arguments = [argument for argument in arguments[:end] if argument != "--debug"] + arguments[end:]
+    command: Any = typer.main.get_command(app)
+    end_with(lambda: command.main(arguments or ["--help"], prog_name="whisper-hailo", standalone_mode=False), debug)
+
+
+def end_with(work: Callable[[], Any], debug: bool = False) -> NoReturn:
+    """Do the work and exit with the status it returns (None is 0), or with that of its failure, told in a line."""
     # A name or a word that the terminal's encoding lacks is no reason to fail.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = _run(arguments or ["--help"], debug)
+        status = _status(work, debug)
         if status == 130:
             console.note("interrupted")
         sys.stdout.flush()
@@ -79,10 +100,9 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status)
 
 
-def _run(arguments: list[str], debug: bool) -> int:
+def _status(work: Callable[[], Any], debug: bool) -> int:
     try:
-        result: Any = typer.main.get_command(app).main(arguments, prog_name="whisper-hailo", standalone_mode=False)
-        return int(result or 0)
+        return int(work() or 0)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except typer.Exit as end:

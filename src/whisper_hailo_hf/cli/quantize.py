@@ -66,7 +66,7 @@ def quantize(
             finetune_learning_rate=finetune_learning_rate,
             layer_windows=0 if quick else 1,
             choices=not quick,
-            progress=_Shower(bars),
+            progress=Shower(bars),
         )
     if report is not None:
         _write(report, result)
@@ -78,7 +78,7 @@ def quantize(
         console.print_table(title, result.layer_rows(None if quick else _WORST_SHOWN))
 
 
-class _Shower:
+class Shower:
     """One bar for each kind of work."""
 
     def __init__(self, bars: Progress) -> None:

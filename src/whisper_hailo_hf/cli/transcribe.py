@@ -35,6 +35,9 @@ def transcribe(
     encoder_backend: Annotated[
         str, typer.Option(help="Where the encoder runs; `whisper-hailo doctor` lists the backends.")
     ] = "auto",
+    decoder_backend: Annotated[
+        str, typer.Option(help="Where the decoder runs: torch, onnx (the same text) or onnx-int8.")
+    ] = "torch",
     output_dir: Annotated[
         Path | None,
         typer.Option("--output-dir", "-o", help="Write one file for each recording here, not to stdout."),
@@ -51,7 +54,9 @@ def transcribe(
     from whisper_hailo_hf.transcription import TranscriptionOptions
     from whisper_hailo_hf.transcription import transcribe as transcribe_files
 
-    options = TranscriptionOptions(timestamps, language, task, batch_size, encoder_backend)
+    options = TranscriptionOptions(
+        timestamps, language, task, batch_size, encoder_backend, decoder_backend=decoder_backend
+    )
     to_stdout = None if as_json or output_dir is not None else output_format
     with console.progress() as bars:
         report = transcribe_files(
@@ -117,9 +122,10 @@ def _printer(bars: Progress, to_stdout: str | None, demo: bool) -> "Observer":
 
 
 def _summary(report: "Report") -> str:
+    decoder = "" if report.decoder_backend == "torch" else f", decoder on {report.decoder_backend}"
     return (
         f"{_count(len(report.transcripts))}, {report.audio_seconds:.1f} s of audio in {report.seconds:.1f} s, "
-        f"real-time factor {report.real_time_factor:.3f}, encoder on {report.encoder_backend}"
+        f"real-time factor {report.real_time_factor:.3f}, encoder on {report.encoder_backend}{decoder}"
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from whisper_hailo_hf.cli import console
+from whisper_hailo_hf.fidelity import GATE_COSINE, GATE_SNR_DB
 
 if TYPE_CHECKING:
     from whisper_hailo_hf.evaluation import StageReport
@@ -24,20 +25,29 @@ def verify(
         list[str] | None,
         typer.Option("--stage", help="Stage to run, again for each, in order. [default: the whole ladder]"),
     ] = None,
-    min_cosine: Annotated[float, typer.Option(help="Least mean cosine between neighbouring stages.")] = 0.98,
-    min_snr: Annotated[float, typer.Option(help="Least SNR between neighbouring stages, dB.")] = 15.0,
+    min_cosine: Annotated[float, typer.Option(help="Least mean cosine between neighbouring stages.")] = GATE_COSINE,
+    min_snr: Annotated[float, typer.Option(help="Least SNR between neighbouring stages, dB.")] = GATE_SNR_DB,
     language: Annotated[
         str | None, typer.Option("--language", "-l", help="Language of the speech, for word error rates.")
     ] = None,
     quantization_report: Annotated[
         Path | None, typer.Option(help="JSON of `quantize --report`: adds its layers to the page.")
     ] = None,
+    dfc_python: Annotated[
+        Path | None,
+        typer.Option(help="Python of the Dataflow Compiler's environment: adds har-native and har-quantized."),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Work folder of `compile`, which has the HARs. [default: beside the model's folder]"),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page with plots here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Run real windows through every form of the encoder that is here, and name the first that broke.
 
-    The ladder: torch, onnx, emulator (8 bits), har-native, har-quantized, hef. Exit status 1 if a stage broke.
+    The ladder: torch, onnx, emulator (8 bits), har-native and har-quantized (in Hailo's compiler: as parsed, and in
+    integers), hef. Exit status 1 if a stage broke.
     """
     console.quiet_libraries()
     from whisper_hailo_hf.errors import RequestError
@@ -45,6 +55,8 @@ def verify(
 
     if html is not None and not html.absolute().parent.is_dir():
         raise RequestError(f"no folder {html.absolute().parent} for the report: make it first")
+    if work is not None and dfc_python is None:
+        raise RequestError("--work is of no use without --dfc-python: only Hailo's compiler runs what is in it")
     with console.progress() as bars:
         tasks: dict[str, int] = {}
 
@@ -53,12 +65,20 @@ def verify(
                 tasks[name] = bars.add_task(name, total=total)
             bars.update(tasks[name], completed=done)  # type: ignore[arg-type]
 
+        openers = None
+        if dfc_python is not None:
+            from whisper_hailo_hf.compile import compiler_stages
+
+            starting = bars.add_task("starting Hailo's compiler", total=None)
+            openers = compiler_stages(model, dfc_python, work=work)
+            bars.remove_task(starting)
         report = compare_stages(
             model,
             audio,
             stage or None,
             windows=windows,
             gates=Gates(min_cosine, min_snr),
+            openers=openers,
             language=language,
             quantization_report=quantization_report,
             observe=observe,

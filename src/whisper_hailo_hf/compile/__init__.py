@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from whisper_hailo_hf.compile.cost import CostReport, estimate_cost
     from whisper_hailo_hf.compile.driver import compile_encoder
     from whisper_hailo_hf.compile.export import ExportReport, export_encoder
+    from whisper_hailo_hf.compile.har_stages import compiler_stages
     from whisper_hailo_hf.compile.hn_diff import HnDiff, diff_har
     from whisper_hailo_hf.compile.quantize import quantize_encoder
     from whisper_hailo_hf.compile.quantize_report import QuantizationReport
@@ -26,6 +27,7 @@ _HOMES = {
     "Verdict": "check",
     "check_graph": "check",
     "compile_encoder": "driver",
+    "compiler_stages": "har_stages",
     "diff_har": "hn_diff",
     "estimate_cost": "cost",
     "export_encoder": "export",
@@ -43,6 +45,7 @@ __all__ = [
     "Verdict",
     "check_graph",
     "compile_encoder",
+    "compiler_stages",
     "diff_har",
     "estimate_cost",
     "export_encoder",

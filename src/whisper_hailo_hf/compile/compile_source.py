@@ -132,6 +132,15 @@ def _bare_shape(path: Path) -> tuple[tuple[int, ...], str]:
     return shape, "width" if shape[2] == 1 else "height"
 
 
+def work_beside(model_or_file: str | os.PathLike, hw_arch: str) -> Path | None:
+    """The folder for what lies between a model (its folder, or an ONNX file) and its HEF; None of what is not here."""
+    named = Path(model_or_file).expanduser()
+    if not named.exists():
+        return None
+    there = named.resolve()
+    return there.with_name(f"{there.name if there.is_dir() else there.stem}-{hw_arch}")
+
+
 @dataclass(frozen=True)
 class Windows:
     """What to calibrate with and what to compare on, before any of it is computed.

@@ -152,7 +152,7 @@ class Build:
 
     def _export(self) -> Event:
         def work(room: Path) -> dict[str, Any]:
-            facts = self.source.write_graph(room / ONNX)
+            facts = {"made_from": self.source.identity} | self.source.write_graph(room / ONNX)
             judged = check_graph(room / ONNX, "hailo8l" if self.choices.hw_arch == "hailo8l" else "hailo8")
             if not judged.passed:
                 bad = sum(one.status in ("rewritten", "rejected") for one in (*judged.nodes, *judged.findings))
@@ -173,7 +173,8 @@ class Build:
                 "parse", "parse", onnx=self.folder / ONNX, name=NAME, hw_arch=self.choices.hw_arch, har=room / HAR
             )
             har = read_har(room / HAR)
-            return {"sdk_version": har.metadata.get("sdk_version"), **answer.facts, **answer.to_dict()}
+            facts = {"made_from": {ONNX: self._hash("export", ONNX)}, "time_axis": self.source.time_axis}
+            return {**facts, "sdk_version": har.metadata.get("sdk_version"), **answer.facts, **answer.to_dict()}
 
         depends = {
             "onnx": self._hash("export", ONNX),
@@ -265,6 +266,7 @@ class Build:
             )
             reduced = [line for line in answer.warnings if "educing optimization level" in line]
             return {
+                "made_from": {HAR: self._hash("parse", HAR)},
                 "warnings": [f"the compiler says: {line}" for line in reduced],
                 **answer.facts,
                 **answer.to_dict(),

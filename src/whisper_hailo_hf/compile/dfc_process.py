@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -202,6 +203,12 @@ class DataflowCompiler:
             )
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         return WhisperHailoError(f"the compiler {how}{f': {last}' * bool(last)} {where}")
+
+
+def check_platform() -> None:
+    """Refuses systems on which there is no Dataflow Compiler."""
+    if not sys.platform.startswith("linux"):
+        raise RequestError("Hailo's Dataflow Compiler runs on Linux (x86-64) only: do this there")
 
 
 def _interpreter(python: str | os.PathLike) -> Path:

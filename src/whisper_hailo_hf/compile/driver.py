@@ -7,7 +7,6 @@ What the stages prove, and what to do when one fails, stands in `docs/compile.md
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +15,10 @@ from typing import Any
 
 from whisper_hailo_hf import artefacts
 from whisper_hailo_hf.compile.compile_report import CompileReport, Gates, report_of
-from whisper_hailo_hf.compile.compile_source import Source, Windows, choose_windows, open_source
+from whisper_hailo_hf.compile.compile_source import Source, Windows, choose_windows, open_source, work_beside
 from whisper_hailo_hf.compile.compile_stages import HEF, SCRIPT, STAGES, Build, Choices
 from whisper_hailo_hf.compile.dfc_errors import Context
-from whisper_hailo_hf.compile.dfc_process import DataflowCompiler
+from whisper_hailo_hf.compile.dfc_process import DataflowCompiler, check_platform
 from whisper_hailo_hf.compile.journal import Event, Journal
 from whisper_hailo_hf.compile.memory_guard import ceiling, gib
 from whisper_hailo_hf.compile.model_script import ENOUGH_WINDOWS, read_script
@@ -92,6 +91,7 @@ def compile_encoder(
             which and what to do.
     """
     tell = observe or (lambda event: None)
+    check_platform()
     _check(hw_arch, stop_after, windows, compare_windows, finetune_epochs, timeout)
     limit = ceiling(memory_ceiling)
     choices = Choices(
@@ -128,8 +128,6 @@ def compile_encoder(
 def _check(
     hw_arch: str, stop_after: str | None, windows: int, compare_windows: int, epochs: int, timeout: float | None
 ) -> None:
-    if not sys.platform.startswith("linux"):
-        raise RequestError("Hailo's Dataflow Compiler runs on Linux (x86-64) only: compile there")
     if hw_arch not in ARCHITECTURES:
         raise RequestError(f"no target {hw_arch!r} for DFC 3: choose {', '.join(ARCHITECTURES)}")
     if stop_after is not None and stop_after not in STAGES:
@@ -167,9 +165,8 @@ def _places(
         raise RequestError("name a folder for the HEF: only for a model's folder is it known where it belongs")
     if work is not None:
         folder = Path(work).expanduser()
-    elif named is not None and named.exists():
-        there = named.resolve()
-        folder = there.with_name(f"{there.name if there.is_dir() else there.stem}-{hw_arch}")
+    elif named is not None and (beside := work_beside(named, hw_arch)) is not None:
+        folder = beside
     else:
         raise RequestError("name a folder for the work: only for a model's folder or file one is found beside it")
     try:
@@ -313,9 +310,13 @@ def _install(build: Build, model: Any, target: Path, in_place: bool) -> None:
         "input": hef["inputs"][0],
         "output": hef["outputs"][0],
         "contexts": hef["contexts"],
+        "compiler": f"DFC {hef['dfc']}",
+        "runtime_since": hef["runtime_since"],
+        "versions": build.versions | artefacts.tool_versions("torch", "onnx"),
+        "source": encoder.config.source,
         "noise_check": "done" if build.choices.noise_check else "skipped",
         "calibration": {"windows": events["windows"]["entries"]},
-        "emulation": {name: {key: found[key] for key in ("snr_db", "cosine_mean")} for name, found in figures.items()},
+        "fidelity": {name: {key: found[key] for key in ("snr_db", "cosine_mean")} for name, found in figures.items()},
     }
     records = {f"{arch}/{HEF}": artefacts.record(files[HEF], weights, **facts)}
     for name in (SCRIPT, "encoder.journal.jsonl"):

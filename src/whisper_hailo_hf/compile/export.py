@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from whisper_hailo_hf import artefacts
 from whisper_hailo_hf.backends.base import host_states
+from whisper_hailo_hf.backends.onnx import graph_record
 from whisper_hailo_hf.encoders import EncoderCore, build_encoder
 from whisper_hailo_hf.encoders.export import INPUT_NAME, OUTPUT_NAME, export_core
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
@@ -72,7 +73,7 @@ class ExportReport:
 
 def export_encoder(
     model_or_folder: str | os.PathLike | PreTrainedModel,
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     *,
     opset: int = 17,
     time_axis: str | None = None,
@@ -89,7 +90,8 @@ def export_encoder(
 
     Args:
         model_or_folder: a model or encoder of ours, or its folder or Hub id.
-        path: the ONNX file.
+        path: the ONNX file; by default `onnx/encoder.onnx` in the model's folder, recorded in `config.json` for the
+            `onnx` backend to run.
         opset: 13 to 18.
         time_axis: `"width"` or `"height"`; the model's own by default. The weights are the same in both.
         tolerance: largest absolute difference from torch, of the encoder states.
@@ -105,13 +107,18 @@ def export_encoder(
         raise RequestError("windows is 0 or more, tolerance more than 0")
     if windows and find_spec("onnxruntime") is None:
         raise RequestError("the comparison needs onnxruntime: pip install 'whisper-hailo-hf[onnx]', or ask for none")
-    path = Path(path)
+    in_place = path is None
+    path = _place(model_or_folder) if path is None else Path(path)
     if path.is_dir():
         raise RequestError(f"{path} is a folder: name an ONNX file in it, such as {path / 'encoder.onnx'}")
     encoder = encoder_of(model_or_folder)
+    if in_place and time_axis not in (None, encoder.config.time_axis):
+        raise RequestError(f"the model's own graph lies along its {encoder.config.time_axis}: name a file for another")
     if any(parameter.is_meta for parameter in encoder.core.parameters()):
         raise RequestError("the encoder's weights are off-loaded: load the model without disk off-loading")
     axis, mel_bins = time_axis or encoder.config.time_axis, encoder.config.num_mel_bins
+    if in_place:
+        path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         export_core(_core_along(encoder, axis), mel_bins, axis, partial, opset, _metadata(encoder, axis))
@@ -126,6 +133,9 @@ def export_encoder(
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    if in_place:
+        record = graph_record(path, encoder.core, axis, source=encoder.config.source)
+        artefacts.write_records(path.parent.parent, {artefacts.ONNX_PATH: record})
     return ExportReport(
         path=str(path),
         sha256=artefacts.sha256_of(path),
@@ -137,6 +147,12 @@ def export_encoder(
         **facts,
         **compared,
     )
+
+
+def _place(model_or_folder: Any) -> Path:
+    if isinstance(model_or_folder, str | os.PathLike) and Path(model_or_folder).expanduser().is_dir():
+        return Path(model_or_folder).expanduser() / artefacts.ONNX_PATH
+    raise RequestError("name an ONNX file to write: only for a model's folder is it known where the graph belongs")
 
 
 def _core_along(encoder: HailoWhisperEncoder, axis: str) -> EncoderCore:

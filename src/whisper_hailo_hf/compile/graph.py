@@ -91,7 +91,7 @@ def load_onnx(path: str | os.PathLike) -> "ModelProto":
         import onnx
     except ImportError as error:
         raise RequestError(NEEDS_ONNX) from error
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     path = Path(path)
     if not path.is_file():

@@ -4,7 +4,8 @@ JSON lines, each with `time` (UTC) and `event`:
 
 * `run`: a call of the driver, with versions and settings.
 * `started`: a stage, with `key`, the hash of all that it depends on.
-* `finished`: with `key`, `seconds`, `peak_memory` (bytes), `outputs` (sha256 and size by name) and what it found.
+* `finished`: with `key`, `seconds`, `peak_memory` (bytes), `outputs` (sha256 and size by name), what it found, and for
+  a file that others are made from `made_from`: the files (name: sha256) or the weights (their fingerprint) behind it.
 * `kept`: a stage that an earlier run had finished.
 * `failed`, `stopped`: with `reason`.
 * `done`: the whole, with what was put where.
@@ -60,6 +61,13 @@ class Journal:
         """The last time that a stage was finished."""
         events = (event for event in reversed(self.events) if event["event"] == "finished")
         return next((event for event in events if event.get("stage") == stage), None)
+
+    def maker(self, name: str, sha256: str) -> Event | None:
+        """The stage, as it was last finished, that wrote a file of this name and content."""
+        events = (event for event in reversed(self.events) if event["event"] == "finished")
+        return next(
+            (event for event in events if event.get("outputs", {}).get(name, {}).get("sha256") == sha256), None
+        )
 
     def reusable(self, stage: str, key: str, folder: Path) -> Event | None:
         """What a stage found when it was finished, if it need not be done again.

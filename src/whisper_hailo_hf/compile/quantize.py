@@ -7,7 +7,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +30,8 @@ from whisper_hailo_hf.version import __version__
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+_REPORT = artefacts.ONNX_INT8_PATH.removesuffix(".onnx") + ".report.json"
 
 
 def quantize_encoder(
@@ -58,7 +59,7 @@ def quantize_encoder(
 
     The file is ONNX with QuantizeLinear and DequantizeLinear nodes, which ONNX Runtime runs as integers; its own input
     and output are float32. Written for a model in memory, it is at once what its `emulator` backend runs and what
-    `save_pretrained` carries; written into a model's folder, it is recorded in `config.json`.
+    `save_pretrained` carries; written into a model's folder, it is recorded in `config.json`, its report beside it.
 
     Args:
         model_or_folder: a model or encoder of ours, its folder or Hub id, or a float `.onnx` file of log-mel features.
@@ -132,12 +133,15 @@ def quantize_encoder(
             weights,
             time_axis=encoder.config.time_axis,
             producer=f"whisper_hailo_hf {__version__}",
+            versions=artefacts.tool_versions("torch", "onnx", "onnxruntime"),
+            source=encoder.config.source,
             input=graph.input.to_dict(),
             output=graph.output.to_dict(),
+            fidelity={"snr_db": states.snr_db, "cosine_mean": states.cosine_mean},
             calibration={"method": method, "windows": len(quantizer.calibration)},
         )
         _keep_record(model_or_folder, encoder, path, record, output is None)
-    return QuantizationReport(
+    report = QuantizationReport(
         path=str(path),
         sha256=artefacts.sha256_of(path),
         size=path.stat().st_size,
@@ -159,6 +163,18 @@ def quantize_encoder(
         left_in_float=quantizer.left_in_float(),
         seconds=time.monotonic() - started,
     )
+    if weights is not None and output is None:
+        _keep_report(Path(model_or_folder).expanduser(), report, weights)  # type: ignore[arg-type]  # a folder
+    return report
+
+
+def _keep_report(folder: Path, report: QuantizationReport, weights: str) -> None:
+    """Puts the report beside the graph, to travel with it."""
+    path = folder / _REPORT
+    data = report.to_dict() | {"path": artefacts.ONNX_INT8_PATH}
+    path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    producer = f"whisper_hailo_hf {__version__}"
+    artefacts.write_records(folder, {_REPORT: artefacts.record(path, weights, producer=producer)})
 
 
 def _output_path(model_or_folder: Any, output: str | os.PathLike | None) -> Path:
@@ -226,13 +242,4 @@ def _keep_record(
         encoder.artefacts[artefacts.ONNX_INT8_PATH] = path
         encoder.config.artefacts[artefacts.ONNX_INT8_PATH] = record
     elif in_place:
-        config = Path(model_or_folder).expanduser() / "config.json"
-        data = json.loads(config.read_text(encoding="utf-8"))
-        data["artefacts"] = (data.get("artefacts") or {}) | {artefacts.ONNX_INT8_PATH: record}
-        partial = config.with_name(f"{config.name}.{uuid.uuid4().hex}.part")
-        try:
-            partial.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(partial, config)
-        finally:
-            with suppress(FileNotFoundError):
-                partial.unlink()
+        artefacts.write_records(Path(model_or_folder).expanduser(), {artefacts.ONNX_INT8_PATH: record})

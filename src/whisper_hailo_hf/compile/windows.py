@@ -116,12 +116,13 @@ class AudioWindows:
         one = self._audio[recording]
         if isinstance(one, np.ndarray):
             return np.asarray(one[part * self._samples : (part + 1) * self._samples], np.float32)
-        start, end, position, found = part * self._samples, (part + 1) * self._samples, 0, [np.zeros(0, np.float32)]
-        with closing(iter_audio(one)) as blocks:
+        found, missing = [np.zeros(0, np.float32)], self._samples
+        seconds = 1 + self._samples / SAMPLING_RATE  # one block for all, the lead of a place that is sought included
+        with closing(iter_audio(one, block_seconds=seconds, start=part * self._samples)) as blocks:
             for block in blocks:
-                found.append(block[max(0, start - position) : max(0, end - position)])
-                position += len(block)
-                if position >= end:
+                found.append(block[:missing])
+                missing -= len(found[-1])
+                if not missing:
                     break
         return np.concatenate(found)
 

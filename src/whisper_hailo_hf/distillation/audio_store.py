@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_hailo_hf.audio import SAMPLING_RATE, FloatArray
-from whisper_hailo_hf.distillation.sources import Utterance
 from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.sources.utterances import Utterance
 
 _INT16 = 32_767
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from whisper_hailo_hf.audio import SAMPLING_RATE, FloatArray
-from whisper_hailo_hf.distillation.sources import Utterance, read_audio_folder
 from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.sources.utterances import Utterance, read_audio_folder
 
 Range = tuple[float, float]
 

@@ -33,9 +33,9 @@ from torch.utils.data import Dataset, IterableDataset
 from whisper_hailo_hf.audio import AudioError, FloatArray
 from whisper_hailo_hf.distillation.audio_store import AudioStore, Samples16
 from whisper_hailo_hf.distillation.augmentation import Augmenter
-from whisper_hailo_hf.distillation.sources import Utterance
 from whisper_hailo_hf.distillation.windows import POSITIONS, SAMPLES_PER_POSITION, Window, WindowMix, WindowPacker
 from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.sources.utterances import Utterance
 
 if TYPE_CHECKING:
     from transformers import WhisperTokenizer
@@ -335,7 +335,7 @@ class StreamingDistillationDataset(_Windows, IterableDataset[dict[str, Any]]):
 
     def _share(self) -> Iterable[Utterance]:
         """This worker's utterances. A stream of `datasets` divides itself; of any other, each takes every n-th."""
-        from whisper_hailo_hf.distillation.hub_sources import DatasetStream
+        from whisper_hailo_hf.sources.hub import DatasetStream
 
         worker = torch.utils.data.get_worker_info()
         if worker is None or isinstance(self.source, DatasetStream):

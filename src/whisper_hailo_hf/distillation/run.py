@@ -207,7 +207,7 @@ def distill(
 
 
 def _open(run: DistillationRun, source: str, split: str, streaming: bool) -> Any:
-    from whisper_hailo_hf.distillation.sources import open_source
+    from whisper_hailo_hf.sources.utterances import open_source
 
     settings: dict[str, Any] = {"language": run.language}
     if not Path(source).exists():  # a name of the Hub

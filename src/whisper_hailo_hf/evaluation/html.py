@@ -1,36 +1,20 @@
 """The ladder's report as one HTML file: tables, and plots as inline SVG."""
 
-import io
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whisper_hailo_hf.errors import RequestError
 from whisper_hailo_hf.evaluation.comparison import Comparison
+from whisper_hailo_hf.evaluation.page import figure, page, table
 from whisper_hailo_hf.evaluation.report import StageReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _TOP = 60  # dB: what lies above is rounding in float32
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse; margin: .5rem 0 1.5rem }}
-th, td {{ text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top }}
-td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums }}
-.ok {{ color: #176f2c }} .broken {{ color: #b00020; font-weight: 600 }}
-svg {{ max-width: 100%; height: auto }} figure {{ margin: 0 0 1.5rem }} figcaption {{ color: #555 }}
-</style></head><body>
-<h1>{title}</h1><p class="{state}">{verdict}</p>
-{body}
-</body></html>
-"""
 
 
 def render(report: StageReport) -> str:
@@ -46,11 +30,11 @@ def render(report: StageReport) -> str:
     pairs = [*report.neighbours, *report.against_first]
     body = [
         "<h2>Stages</h2>",
-        _table(("stage", "", "ms a window", "word error rate", "what it is"), _stage_rows(report), numbers=(2, 3)),
+        table(("stage", "", "ms a window", "word error rate", "what it is"), _stage_rows(report), numbers=(2, 3)),
         f"<p>{escape(report.wer_note)}</p>" if report.wer_note else "",
         "<h2>Fidelity</h2>",
         f"<p>{escape(gated)}</p>",
-        _table(
+        table(
             (
                 "stage",
                 "against",
@@ -69,16 +53,16 @@ def render(report: StageReport) -> str:
     ]
     if report.neighbours:
         body += [
-            _figure(lambda axes: _time(axes, report.neighbours), "SNR along the window, each stage against the last"),
-            _figure(lambda axes: _channels(axes, report.neighbours), "SNR of the channels, from worst to best"),
-            _figure(
+            figure(lambda axes: _time(axes, report.neighbours), "SNR along the window, each stage against the last"),
+            figure(lambda axes: _channels(axes, report.neighbours), "SNR of the channels, from worst to best"),
+            figure(
                 lambda axes: _drift(axes, report.neighbours), "Shift of a channel's mean, and change of its spread"
             ),
         ]
     for stage in report.stages:
         if stage.layer_snr:
             body.append(
-                _figure(
+                figure(
                     partial(_layers, layer_snr=stage.layer_snr),
                     f"{stage.name}: SNR of its layers",
                     height=max(2.5, 0.22 * len(stage.layer_snr)),
@@ -87,13 +71,8 @@ def render(report: StageReport) -> str:
     spoken = [stage for stage in report.stages if stage.transcripts]
     if spoken:
         rows = zip(*(stage.transcripts for stage in spoken), strict=True)
-        body += ["<h2>Transcripts</h2>", _table([stage.name for stage in spoken], [list(row) for row in rows])]
-    return _PAGE.format(
-        title=f"Fidelity of {escape(report.model)}",
-        state="ok" if report.ok else "broken",
-        verdict=escape(report.verdict()),
-        body="\n".join(part for part in body if part),
-    )
+        body += ["<h2>Transcripts</h2>", table([stage.name for stage in spoken], [list(row) for row in rows])]
+    return page(f"Fidelity of {report.model}", report.verdict(), body, "ok" if report.ok else "broken")
 
 
 def _stage_rows(report: StageReport) -> list[list[str]]:
@@ -130,35 +109,6 @@ def _pair_row(report: StageReport, pair: Comparison, gated: bool) -> list[str]:
         scale,
         number("drift_db", ".1f"),
     ]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    right = set(numbers)
-
-    def cell(tag: str, index: int, text: str) -> str:
-        kinds = [name for name, holds in (("number", index in right), ("broken", text == "broken")) if holds]
-        named = f' class="{" ".join(kinds)}"' if kinds else ""
-        return f"<{tag}{named}>{escape(text)}</{tag}>"
-
-    lines = ["<tr>" + "".join(cell("th", i, text) for i, text in enumerate(head)) + "</tr>"]
-    lines += ["<tr>" + "".join(cell("td", i, text) for i, text in enumerate(row)) + "</tr>" for row in rows]
-    return "<table>" + "".join(lines) + "</table>"
-
-
-def _figure(draw: "Callable[[Axes], None]", caption: str, height: float = 3.2) -> str:
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RequestError("the HTML report needs matplotlib: pip install 'whisper-hailo-hf[eval]'") from error
-    # the same report gives the same file; text stays text
-    with rc_context({"svg.hashsalt": "whisper-hailo", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(9, height), layout="constrained")
-        draw(figure.add_subplot())
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _label(pair: Comparison) -> str:

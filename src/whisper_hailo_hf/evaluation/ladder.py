@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from whisper_hailo_hf import artefacts
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
 from whisper_hailo_hf.evaluation.comparison import compare_states
 from whisper_hailo_hf.evaluation.report import Gates, StageReport, StageResult
-from whisper_hailo_hf.evaluation.stages import Opener, Stage, StageAbsent, openers
+from whisper_hailo_hf.evaluation.stages import Opener, Stage, StageAbsent
+from whisper_hailo_hf.evaluation.stages import openers as openers_of
 from whisper_hailo_hf.evaluation.transcripts import Transcriber
 from whisper_hailo_hf.evaluation.windows import Audio, AudioWindows, load_windows
 from whisper_hailo_hf.model_loading import encoder_of, open_model
@@ -31,6 +32,7 @@ def compare_stages(
     windows: int = 16,
     gates: Gates | None = None,
     batch_size: int = 1,
+    openers: Mapping[str, Opener] | None = None,
     tokenizer: Any = None,
     language: str | None = None,
     quantization_report: str | os.PathLike | None = None,
@@ -48,7 +50,9 @@ def compare_stages(
             here. A stage that is asked for by name and cannot be had is an error.
         windows: most windows.
         gates: what neighbouring stages must agree in.
-        batch_size: windows at a time.
+        batch_size: windows at a time, for stages that have no wish of their own.
+        openers: of stages that this module cannot open by itself, by name; those of the forms inside Hailo's compiler
+            are what [`compile.compiler_stages`] gives.
         tokenizer: for word error rates; of a folder, its own is taken. They need a whole model and texts.
         language: of the speech, for a multilingual decoder.
         quantization_report: JSON that `whisper-hailo quantize --report` wrote for the integer graph beside the
@@ -61,7 +65,7 @@ def compare_stages(
     Raises:
         RequestError: no such model, audio or stage, or fewer than two stages that can be compared.
     """
-    gates, chosen = gates or Gates(), openers(stages)
+    gates, chosen = gates or Gates(), openers_of(stages, openers)
     if batch_size < 1:
         raise RequestError(f"batch_size is 1 or more, not {batch_size}")
     named = isinstance(model_or_folder, str | os.PathLike)
@@ -126,6 +130,9 @@ def _run(
         return StageResult(name, "failed", str(error)), None
     shape = (len(data), encoder.config.max_source_positions, encoder.config.d_model)
     states, started, timed = np.empty(shape, np.float32), time.perf_counter(), len(data)
+    batch_size = stage.batch_size or batch_size
+    if observe is not None:
+        observe(name, 0, len(data))
     try:
         for begin in range(0, len(data), batch_size):
             part = slice(begin, begin + batch_size)

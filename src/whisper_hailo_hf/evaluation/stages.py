@@ -1,47 +1,17 @@
 """The stages of the ladder: the forms that one encoder takes on its way from training to the chip.
 
 A stage is a name and a callable from features to states. Those that are backends are opened through their registry;
-the forms inside the Hailo Dataflow Compiler wait for a module that can drive it, which calls `register_stage`.
+for the forms inside Hailo's Dataflow Compiler, `compile.compiler_stages` gives openers.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from whisper_hailo_hf import artefacts
 from whisper_hailo_hf.backends import backend_class, backend_names, make_backend
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
+from whisper_hailo_hf.fidelity import Stage as Stage
+from whisper_hailo_hf.fidelity import StageAbsent as StageAbsent
 from whisper_hailo_hf.modeling_whisper_hailo import HailoWhisperEncoder
-
-FloatArray = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One form of the encoder, open.
-
-    Attributes:
-        name: its name in the ladder.
-        run: float32 (batch, mel bins, 2 * positions) log-mel features to float32 (batch, positions, d_model) states,
-            what is done on the host included.
-        info: tells what it is, once it has run; under `layer_snr`, where it knows them, the SNR of its layers in dB
-            by name, in the order of the graph.
-        close: lets go of what it holds.
-    """
-
-    name: str
-    run: Callable[[FloatArray], FloatArray]
-    info: Callable[[], Mapping[str, Any]] = dict
-    close: Callable[[], None] = lambda: None
-
-
-class StageAbsent(Exception):
-    """A stage that cannot be had here; the message says why. Nobody's fault: the ladder goes on without it."""
-
 
 Opener = Callable[[HailoWhisperEncoder], Stage]
 
@@ -72,21 +42,16 @@ def _backend(name: str, artefact: str | None = None) -> Opener:
     return open_backend
 
 
-def _compiler(name: str) -> Opener:
-    def open_har(encoder: HailoWhisperEncoder) -> Stage:
-        if find_spec("hailo_sdk_client") is None:
-            raise StageAbsent("needs the Hailo Dataflow Compiler (hailo_sdk_client), which is not installed here")
-        raise StageAbsent(f"no module that drives the Hailo Dataflow Compiler has registered {name!r}")
-
-    return open_har
+def _absent(encoder: HailoWhisperEncoder) -> Stage:
+    raise StageAbsent("needs Hailo's Dataflow Compiler: name the Python that it is installed for with --dfc-python")
 
 
 _LADDER: dict[str, Opener] = {
     "torch": _backend("torch"),
     "onnx": _backend("onnx", artefacts.ONNX_PATH),
     "emulator": _backend("emulator", artefacts.ONNX_INT8_PATH),
-    "har-native": _compiler("har-native"),
-    "har-quantized": _compiler("har-quantized"),
+    "har-native": _absent,
+    "har-quantized": _absent,
     "hef": _backend("hef", artefacts.HEF_PATH),
 }
 
@@ -121,22 +86,31 @@ def register_stage(name: str, opener: Opener, *, before: str | None = None) -> N
     _LADDER.update(entries)
 
 
-def openers(wanted: Iterable[str | Stage] | None) -> list[tuple[str, Opener]]:
+def openers(
+    wanted: Iterable[str | Stage] | None, instead: Mapping[str, Opener] | None = None
+) -> list[tuple[str, Opener]]:
     """Names and openers of the stages asked for, in the order given; None is the whole ladder.
+
+    Args:
+        wanted: names of stages, or stages that are open.
+        instead: openers to take for stages of these names, in place of the ladder's own.
 
     Raises:
         RequestError: an unknown name, or one twice.
     """
+    if unknown := set(instead or {}) - set(_LADDER):
+        raise RequestError(f"an opener for an unknown stage {min(unknown)!r}: there are {', '.join(_LADDER)}")
+    ladder = _LADDER | dict(instead or {})
     if wanted is None:
-        return list(_LADDER.items())
+        return list(ladder.items())
     found: list[tuple[str, Opener]] = []
     for stage in wanted:
         if isinstance(stage, Stage):
             found.append((stage.name, lambda encoder, stage=stage: stage))  # type: ignore[misc]
-        elif stage in _LADDER:
-            found.append((stage, _LADDER[stage]))
+        elif stage in ladder:
+            found.append((stage, ladder[stage]))
         else:
-            raise RequestError(f"unknown stage {stage!r}: choose from {', '.join(_LADDER)}")
+            raise RequestError(f"unknown stage {stage!r}: choose from {', '.join(ladder)}")
     names = [name for name, _ in found]
     if len(set(names)) < len(names):
         raise RequestError(f"stage {max(names, key=names.count)!r} is named twice")

@@ -32,7 +32,7 @@ _LINES = {
         "multi_process_service out"
     ),
     "architecture": (
-        "this HEF was compiled for another chip than the one here: compile it with --hw-arch hailo8l, which runs on a "
+        "this HEF was compiled for another chip than the one here: compile it with --device hailo8l, which runs on a "
         "Hailo-8 too"
     ),
     "damaged": "HailoRT calls this HEF damaged: copy or compile it anew",

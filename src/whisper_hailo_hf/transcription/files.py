@@ -13,15 +13,15 @@ from typing import Any
 
 from whisper_hailo_hf.audio import AudioError, Blocks, check_audio, iter_audio
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
+from whisper_hailo_hf.speech_model import SpeechModel, load_speech_model
 from whisper_hailo_hf.transcript import FORMATS, NEEDS_TIMESTAMPS, SUFFIXES, Transcript, format_transcript
 from whisper_hailo_hf.transcription.inputs import AudioFile, find_audio
-from whisper_hailo_hf.transcription.loading import SpeechModel, load_speech_model
 from whisper_hailo_hf.transcription.transcriber import TIMESTAMPS, Transcriber
 
 
 @dataclass(frozen=True)
 class TranscriptionOptions:
-    """How to transcribe: the settings of `Transcriber`, and the backend to load the model for.
+    """How to transcribe: the settings of `Transcriber`, and the backends to load the model for.
 
     `timestamps` None means what the output format needs: `segment` for JSON, SRT, VTT and TSV, `none` for text.
     """
@@ -32,6 +32,7 @@ class TranscriptionOptions:
     batch_size: int = 1
     encoder_backend: str = "auto"
     generate_kwargs: dict[str, Any] = field(default_factory=dict)
+    decoder_backend: str = "torch"
 
 
 class Observer:
@@ -71,6 +72,7 @@ class Report:
     audio_seconds: float
     seconds: float
     loading_seconds: float
+    decoder_backend: str = ""
 
     @property
     def real_time_factor(self) -> float | None:
@@ -87,6 +89,7 @@ class Report:
         return {
             "model": self.model,
             "encoder_backend": self.encoder_backend,
+            "decoder_backend": self.decoder_backend,
             "files": len(self.transcripts),
             "audio_seconds": round(self.audio_seconds, 3),
             "seconds": round(self.seconds, 3),
@@ -162,7 +165,7 @@ def transcribe(
         speech = model
     else:
         observer.loading("the bundled demo model" if model is None else str(model))
-        speech = load_speech_model(model, options.encoder_backend)
+        speech = load_speech_model(model, options.encoder_backend, decoder_backend=options.decoder_backend)
     transcriber = Transcriber(
         speech,
         timestamps=timestamps,
@@ -209,6 +212,7 @@ def transcribe(
         sum(transcript.duration for transcript in transcripts),
         time.perf_counter() - loaded,
         loaded - began,
+        speech.decoder_backend,
     )
 
 

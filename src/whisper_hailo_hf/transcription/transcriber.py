@@ -18,8 +18,8 @@ import numpy as np
 
 from whisper_hailo_hf.audio import SAMPLING_RATE, FloatArray
 from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.speech_model import SpeechModel
 from whisper_hailo_hf.transcript import Segment, Transcript, Word, join_texts
-from whisper_hailo_hf.transcription.loading import SpeechModel
 
 TIMESTAMPS = ("none", "segment", "word")
 TASKS = ("transcribe", "translate")

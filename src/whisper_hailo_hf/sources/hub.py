@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from whisper_hailo_hf.audio import SAMPLING_RATE, AudioError, FloatArray, read_audio
-from whisper_hailo_hf.distillation.sources import TEXT_COLUMNS, Utterance
 from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.sources.utterances import TEXT_COLUMNS, Utterance, known_text
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def read_dataset(
     id_column: str | None = None,
     seconds_column: str | None = None,
     language: str | None = None,
+    empty_is_silence: bool = False,
 ) -> list[Utterance] | DatasetStream:
     """Utterances of a `datasets.Dataset` (a list; audio is fetched when used) or `IterableDataset` (a stream).
 
@@ -62,6 +63,7 @@ def read_dataset(
         text_column: None takes the first of the usual names that is there, if any.
         language_column, id_column, seconds_column: further columns, if there are any.
         language: of the utterances that name none.
+        empty_is_silence: an empty text says that nothing is spoken, not that nobody knows.
 
     Raises:
         RequestError: a column that is not there, or no rows.
@@ -79,7 +81,9 @@ def read_dataset(
         text_column = next((column for column in TEXT_COLUMNS if column in names), None)
     if dataset.features is None or isinstance(dataset.features[audio_column], Audio):
         dataset = dataset.cast_column(audio_column, Audio(decode=False))
-    columns = _Columns(audio_column, text_column, language_column, id_column, seconds_column, language)
+    columns = _Columns(
+        audio_column, text_column, language_column, id_column, seconds_column, language, empty_is_silence
+    )
     if isinstance(dataset, IterableDataset):
         return DatasetStream(dataset, columns)
     assert isinstance(dataset, Dataset)
@@ -110,6 +114,24 @@ def load_hub_dataset(
     return read_dataset(dataset, **columns)
 
 
+def load_saved_dataset(
+    folder: str | os.PathLike[str], *, split: str | None = None, **columns: Any
+) -> list[Utterance] | DatasetStream:
+    """What `save_to_disk` of `datasets` has written; of one with splits, `split`. See `read_dataset` for `columns`."""
+    try:
+        from datasets import DatasetDict, load_from_disk
+    except ImportError as error:
+        raise RequestError("data sets need `pip install whisper-hailo-hf[train]`") from error
+    try:
+        dataset = load_from_disk(os.fspath(folder))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RequestError(f"the data set in {folder} cannot be loaded: {reason}") from error
+    if isinstance(dataset, DatasetDict) and split in dataset:
+        dataset = dataset[split]
+    return read_dataset(dataset, **columns)
+
+
 @dataclass(frozen=True)
 class _Columns:
     audio: str
@@ -118,6 +140,7 @@ class _Columns:
     id: str | None
     seconds: str | None
     default_language: str | None
+    empty_is_silence: bool
 
     def beside_audio(self) -> list[str | None]:
         return [self.text, self.language, self.id, self.seconds]
@@ -129,7 +152,7 @@ class _Columns:
         return Utterance(
             id=name,
             audio=audio,
-            text=(row.get(self.text) or None) if self.text else None,
+            text=known_text(row.get(self.text), self.empty_is_silence) if self.text else None,
             language=(row.get(self.language) if self.language else None) or self.default_language,
             seconds=float(row[self.seconds]) if self.seconds and row.get(self.seconds) is not None else None,
         )

@@ -1,7 +1,7 @@
-"""Where speech for distillation comes from: a table, a folder of audio or, in `hub_sources`, `datasets`.
+"""Where speech comes from: a table, a folder of audio or, in `sources.hub`, `datasets`.
 
 A source gives utterances: the audio, by reference where it lies on disk, and what is known about it. Text is optional,
-since the encoder learns from audio alone. Long recordings become several utterances of at most one window each.
+since an encoder learns from audio alone. Long recordings become several utterances of at most one window each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from whisper_hailo_hf.audio import SAMPLING_RATE, AudioError, FloatArray, read_a
 from whisper_hailo_hf.errors import RequestError
 
 if TYPE_CHECKING:
-    from whisper_hailo_hf.distillation.hub_sources import DatasetStream
+    from whisper_hailo_hf.sources.hub import DatasetStream
 
 AUDIO_SUFFIXES = frozenset(
     f".{suffix}"
@@ -105,7 +105,11 @@ def read_part(path: Path, start: float, seconds: float) -> FloatArray:
 
 
 def read_tsv(
-    path: str | os.PathLike[str], *, language: str | None = None, max_seconds: float | None = MAX_SECONDS
+    path: str | os.PathLike[str],
+    *,
+    language: str | None = None,
+    max_seconds: float | None = MAX_SECONDS,
+    empty_is_silence: bool = False,
 ) -> list[Utterance]:
     """Utterances of a tab-separated table with a header.
 
@@ -116,6 +120,7 @@ def read_tsv(
         path: the table.
         language: of the utterances that name none.
         max_seconds: longer recordings are split, see `split_long`.
+        empty_is_silence: an empty text says that nothing is spoken, not that nobody knows.
 
     Raises:
         RequestError: no such table, no `path` column, no rows, a number that is none, or audio that is not there.
@@ -132,7 +137,7 @@ def read_tsv(
             Utterance(
                 id=row.get("id") or row["path"],
                 audio=path.parent / row["path"],
-                text=row.get("text") or None,
+                text=known_text(row.get("text"), empty_is_silence),
                 language=row.get("language") or language,
                 seconds=_number(row.get("seconds"), path, number),
             )
@@ -142,12 +147,16 @@ def read_tsv(
 
 
 def read_audio_folder(
-    folder: str | os.PathLike[str], *, language: str | None = None, max_seconds: float | None = MAX_SECONDS
+    folder: str | os.PathLike[str],
+    *,
+    language: str | None = None,
+    max_seconds: float | None = MAX_SECONDS,
+    empty_is_silence: bool = False,
 ) -> list[Utterance]:
     """All audio below a folder, sorted by path; text from `metadata.csv` or `metadata.tsv` where there is one.
 
     The metadata is that of an "audiofolder" of `datasets`: a column `file_name` (or `path`) relative to the folder and
-    one with the text; files that it does not name have none.
+    one with the text; files that it does not name have none. The settings are those of `read_tsv`.
 
     Raises:
         RequestError: no such folder, no audio in it, or metadata that names files that are not there.
@@ -158,7 +167,7 @@ def read_audio_folder(
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
     if not found:
         raise RequestError(f"{folder}: holds no audio file ({', '.join(sorted(AUDIO_SUFFIXES))})")
-    known = _read_metadata(folder)
+    known = _read_metadata(folder, empty_is_silence)
     with ThreadPoolExecutor() as pool:
         lengths = list(pool.map(_seconds_of, found))
     utterances = []
@@ -175,22 +184,32 @@ def read_audio_folder(
 def open_source(
     source: str | os.PathLike[str], *, streaming: bool = False, **settings: Any
 ) -> list[Utterance] | DatasetStream:
-    """Utterances of a table (a .tsv file), a folder of audio, or a data set of the Hub, told apart by what is there.
+    """Utterances of a .tsv table, a folder of audio, a folder that `datasets` saved, or a data set of the Hub.
 
-    `settings` are those of `read_tsv`, `read_audio_folder` or `load_hub_dataset`.
+    They are told apart by what is there. `settings` are those of `read_tsv`, `read_audio_folder`, `read_dataset` or
+    `load_hub_dataset`.
     """
     path = Path(source)
     if path.is_file():
         if path.suffix.lower() != ".tsv":
             raise RequestError(f"{path}: is neither a .tsv table, a folder of audio nor a data set of the Hub")
         return read_tsv(path, **settings)
+    if is_saved_dataset(path):
+        from whisper_hailo_hf.sources.hub import load_saved_dataset
+
+        return load_saved_dataset(path, **settings)
     if path.is_dir():
         return read_audio_folder(path, **settings)
     if path.is_absolute() or path.suffix or len(path.parts) > 2:
         raise RequestError(f"{path}: no such table or folder of audio")
-    from whisper_hailo_hf.distillation.hub_sources import load_hub_dataset
+    from whisper_hailo_hf.sources.hub import load_hub_dataset
 
     return load_hub_dataset(os.fspath(source), streaming=streaming, **settings)
+
+
+def is_saved_dataset(path: str | os.PathLike[str]) -> bool:
+    """Whether `save_to_disk` of `datasets` has written this folder, a data set or one with splits."""
+    return any((Path(path) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
 
 
 def split_long(utterances: Sequence[Utterance], max_seconds: float | None = MAX_SECONDS) -> list[Utterance]:
@@ -232,7 +251,12 @@ def _read_table(path: Path, delimiter: str) -> list[dict[str, str]]:
     return rows
 
 
-def _read_metadata(folder: Path) -> dict[str, tuple[str | None, str | None]]:
+def known_text(cell: str | None, empty_is_silence: bool) -> str | None:
+    """What a cell says of what is spoken: None where nobody knows, "" where nothing is."""
+    return cell or ("" if empty_is_silence and cell is not None else None)
+
+
+def _read_metadata(folder: Path, empty_is_silence: bool) -> dict[str, tuple[str | None, str | None]]:
     """File name below the folder -> (text, language)."""
     for name, delimiter in (("metadata.csv", ","), ("metadata.tsv", "\t")):
         path = folder / name
@@ -243,7 +267,10 @@ def _read_metadata(folder: Path) -> dict[str, tuple[str | None, str | None]]:
         if file_column is None:
             raise RequestError(f"{path}: has no column 'file_name' but {', '.join(rows[0])}")
         text_column = next((column for column in TEXT_COLUMNS if column in rows[0]), "")
-        return {row[file_column]: (row.get(text_column) or None, row.get("language") or None) for row in rows}
+        return {
+            row[file_column]: (known_text(row.get(text_column), empty_is_silence), row.get("language") or None)
+            for row in rows
+        }
     return {}
 
 

@@ -10,8 +10,9 @@ import pytest
 import soundfile
 
 from whisper_hailo_hf.audio import AudioError, read_audio
-from whisper_hailo_hf.distillation.hub_sources import DatasetStream, load_hub_dataset, read_dataset
-from whisper_hailo_hf.distillation.sources import (
+from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.sources.hub import DatasetStream, load_hub_dataset, read_dataset
+from whisper_hailo_hf.sources.utterances import (
     Utterance,
     open_source,
     read_audio_folder,
@@ -19,7 +20,6 @@ from whisper_hailo_hf.distillation.sources import (
     read_tsv,
     split_long,
 )
-from whisper_hailo_hf.errors import RequestError
 
 
 @pytest.fixture
