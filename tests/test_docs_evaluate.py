@@ -137,7 +137,13 @@ def test_speed(cli, place, monkeypatch):
     page = (place / "before" / "benchmark.html").read_text(encoding="utf-8")
     assert "<svg" in page
     found = json.loads((place / "before" / "benchmark.json").read_text(encoding="utf-8"))
-    assert [system["name"] for system in found["systems"]] == ["stock torch", "ours onnx", "ours emulator"]
+    assert [system["name"] for system in found["systems"]] == [
+        "stock torch",
+        "ours onnx",
+        "ours onnx, decoder onnx",
+        "ours emulator",
+        "ours emulator, decoder onnx-int8",
+    ]
     assert found["systems"][0]["peak_mib"] > found["systems"][0]["before_mib"] > 0
     assert found["systems"][0]["loading_seconds"] > 0
     for system in found["systems"]:
@@ -148,7 +154,7 @@ def test_speed(cli, place, monkeypatch):
     assert "now and then" in out
     assert "ours onnx" in out
     out, _ = cli(third)
-    assert [system["kind"] for system in json.loads(out)["systems"]] == ["stock", "ours"]
+    assert [system["kind"] for system in json.loads(out)["systems"]] == ["stock", "ours", "ours"]
 
 
 def test_programs(place, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from whisper_hailo_hf.evaluation.bench_systems import (
     make_system,
     speech_like_windows,
 )
-from whisper_hailo_hf.evaluation.benchmark import prepare_folders, run_benchmark
+from whisper_hailo_hf.evaluation.benchmark import choose_systems, prepare_folders, run_benchmark
 from whisper_hailo_hf.evaluation.energy import PmicMeter, RaplMeter, pmic_watts
 from whisper_hailo_hf.evaluation.provenance import provenance
 
@@ -52,6 +52,7 @@ def test_all_do_the_same_work(folders, tmp_path):
     windows = speech_like_windows(2)
     specs = [
         SystemSpec("stock", "stock", str(folders.stock)),
+        SystemSpec("ours, decoder onnx", "ours", str(folders.ours), decoder_backend="onnx"),
         SystemSpec("ours", "ours", str(folders.ours), encoder_backend="torch"),
     ]
     for spec in specs:
@@ -218,6 +219,21 @@ def test_another_file_is_refused_in_one_line(content, says, tmp_path):
     with pytest.raises(RequestError, match=says) as error:
         BenchmarkReport.load(path)
     assert str(error.value).startswith(f"{path}: ")
+
+
+def test_decoders_are_chosen_beside_encoders(folders, tmp_path):
+    pytest.importorskip("onnxruntime")
+    specs, _ = choose_systems(folders, tmp_path, backends=["torch", "onnx"], faster_whisper=False)
+    assert [(spec.encoder_backend, spec.decoder_backend) for spec in specs[1:]] == [
+        ("torch", "torch"),
+        ("onnx", "torch"),
+        ("onnx", "onnx"),
+    ]
+    specs, _ = choose_systems(folders, tmp_path, backends=["torch"], decoders=["onnx-int8"], faster_whisper=False)
+    assert [spec.name for spec in specs] == ["stock torch", "ours torch, decoder onnx-int8"]
+    assert make_system(specs[1], speech_like_windows(2), 3, 1).info()["decoder_backend"] == "onnx-int8"
+    with pytest.raises(RequestError, match="unknown decoder backend 'tpu': choose torch, onnx, onnx-int8"):
+        choose_systems(folders, tmp_path, decoders=["tpu"])
 
 
 def test_wrong_requests_have_one_line(folders, tmp_path):

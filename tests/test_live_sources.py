@@ -187,7 +187,7 @@ def test_a_session_whose_encoder_goes_away_at_the_very_end_says_so(transcriber):
 class Burst:
     """A live source that delivers faster than anybody can work, and cannot wait."""
 
-    name, speed, waits = "burst", 1000.0, False
+    name, speed, waits = "burst", 1e9, False
 
     def __init__(self, samples, copies):
         self.samples, self.copies, self.given = samples, copies, 0

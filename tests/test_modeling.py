@@ -582,7 +582,7 @@ def test_features_of_another_shape(model, shape):
 def test_signature_and_bases(model):
     names = list(inspect.signature(model.forward).parameters)
     stock = list(inspect.signature(WhisperForConditionalGeneration.forward).parameters)[1:]
-    assert names == stock
+    assert [name for name in names if name != "logits_to_keep"] == stock  # the one that generate() asks for by name
     assert isinstance(model, WhisperForConditionalGeneration)
     assert GenerationMixin in type(model).__mro__
     assert model.can_generate()

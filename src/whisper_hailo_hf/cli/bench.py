@@ -26,6 +26,10 @@ def bench(
     encoder_backend: Annotated[
         list[str] | None, typer.Option(help="Where our encoder runs, again for each. [default: all that can]")
     ] = None,
+    decoder_backend: Annotated[
+        list[str] | None,
+        typer.Option(help="Where our decoder runs, again for each. [default: torch and ONNX Runtime]"),
+    ] = None,
     faster_whisper: Annotated[
         bool | None, typer.Option(help="Measure faster-whisper too. [default: if it is installed]", show_default=False)
     ] = None,
@@ -57,7 +61,9 @@ def bench(
         if folders.untrained and (encoder_backend is None or "emulator" in encoder_backend):
             bars.update(bar, description="quantizing the random encoder")
             _quantize(folders.ours)
-        specs, notes = choose_systems(folders, work, backends=encoder_backend, faster_whisper=faster_whisper)
+        specs, notes = choose_systems(
+            folders, work, backends=encoder_backend, decoders=decoder_backend, faster_whisper=faster_whisper
+        )
 
         def observe(what: str, done: int, total: int) -> None:
             bars.update(bar, description=what, completed=done, total=total)

@@ -33,7 +33,7 @@ class SystemSpec:
         name: for people, unlike the others.
         kind: `stock`, `ours` or `faster_whisper`.
         folder: of the model, in the form that its kind reads.
-        encoder_backend: of `ours`.
+        encoder_backend, decoder_backend: of `ours`.
         compute_type: of `faster_whisper`: `float32` or `int8`.
     """
 
@@ -41,6 +41,7 @@ class SystemSpec:
     kind: str
     folder: str
     encoder_backend: str = "torch"
+    decoder_backend: str = "torch"
     compute_type: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,9 +130,14 @@ class TransformersSystem(BenchSystem):
         else:
             from whisper_hailo_hf.modeling_whisper_hailo import WhisperHailoForConditionalGeneration
 
-            options = {"threads": self.threads} if spec.encoder_backend in ("onnx", "emulator") else {}
+            threads = {"threads": self.threads}
             self.model = WhisperHailoForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, encoder_backend=spec.encoder_backend, encoder_backend_options=options
+                folder,
+                dtype=torch.float32,
+                encoder_backend=spec.encoder_backend,
+                encoder_backend_options=threads if spec.encoder_backend in ("onnx", "emulator") else {},
+                decoder_backend=spec.decoder_backend,
+                decoder_backend_options={} if spec.decoder_backend == "torch" else threads,
             ).eval()
         known = self.model.generation_config
         self.settings: dict[str, Any] = {"num_beams": 1, "do_sample": False, "return_timestamps": False}
@@ -173,7 +179,8 @@ class TransformersSystem(BenchSystem):
 
     def info(self) -> dict[str, Any]:
         backend = getattr(self.model.get_encoder(), "backend", None)
-        return {"backend": "torch"} if backend is None else backend.info()
+        decoder = {} if self.spec.decoder_backend == "torch" else {"decoder_backend": self.spec.decoder_backend}
+        return ({"backend": "torch"} if backend is None else backend.info()) | decoder
 
 
 class FasterWhisperSystem(BenchSystem):

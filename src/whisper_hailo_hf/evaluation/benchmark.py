@@ -16,6 +16,7 @@ import numpy as np
 
 from whisper_hailo_hf.audio import SAMPLING_RATE, FloatArray, read_audio
 from whisper_hailo_hf.backends import backend_class
+from whisper_hailo_hf.decoders import decoder_backend_names
 from whisper_hailo_hf.errors import RequestError
 from whisper_hailo_hf.evaluation.bench_process import BenchProcess
 from whisper_hailo_hf.evaluation.bench_report import BenchmarkReport, SystemTimes
@@ -34,6 +35,7 @@ from whisper_hailo_hf.speech_model import SpeechModel, checkpoint_kind, demo_mod
 
 Observer = Callable[[str, int, int], None]
 PAUSE = 0.25  # s: Intel's OpenMP, which CTranslate2 has, lets idle threads spin for 0.2 s after its work
+_DECODERS = {"onnx": ("onnx",), "emulator": ("onnx-int8",), "hef": ("onnx-int8",)}  # beside torch, where they can run
 MOST_TOKENS = 200  # what CTranslate2 gives room for behind the prompt
 
 
@@ -115,6 +117,7 @@ def choose_systems(
     work: str | os.PathLike[str],
     *,
     backends: Sequence[str] | None = None,
+    decoders: Sequence[str] | None = None,
     faster_whisper: bool | None = None,
 ) -> tuple[list[SystemSpec], list[str]]:
     """The systems that can be measured here, the stock one first, and why others cannot, one line each.
@@ -123,13 +126,18 @@ def choose_systems(
         folders: from `prepare_folders`.
         work: folder for converted weights.
         backends: of ours; None takes torch, onnx, emulator and hef, as far as they are here.
+        decoders: where the decoder of each of them runs; None takes torch, and beside it ONNX Runtime in float32 for
+            an encoder there, in 8 bits for one in integers.
         faster_whisper: None takes it if it is installed.
 
     Raises:
-        RequestError: a backend that was named, or faster-whisper, cannot run here.
+        RequestError: a backend that was named, of encoder or decoder, or faster-whisper, cannot run here.
     """
+    if unknown := sorted(set(decoders or ()) - set(decoder_backend_names())):
+        raise RequestError(f"unknown decoder backend {unknown[0]!r}: choose {', '.join(decoder_backend_names())}")
     specs = [SystemSpec("stock torch", "stock", str(folders.stock))]
     notes: list[str] = []
+    beside = _DECODERS if backend_class("onnx").status().available else {}
     for backend in backends or ("torch", "onnx", "emulator", "hef"):
         status = backend_class(backend).status()
         reason = None if status.available else status.reason
@@ -139,7 +147,9 @@ def choose_systems(
             except RequestError as error:
                 reason = str(error)
         if reason is None:
-            specs.append(SystemSpec(f"ours {backend}", "ours", str(folders.ours), encoder_backend=backend))
+            for decoder in decoders or ("torch", *beside.get(backend, ())):
+                name = f"ours {backend}" + ("" if decoder == "torch" else f", decoder {decoder}")
+                specs.append(SystemSpec(name, "ours", str(folders.ours), backend, decoder))
         elif backends:
             raise RequestError(f"the encoder backend {backend!r} cannot be measured: {reason}")
         else:
