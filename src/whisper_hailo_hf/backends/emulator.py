@@ -62,6 +62,8 @@ class IntegerGraph:
             graph.node.remove(node)
         graph.ClearField("value_info")
         options = onnxruntime.SessionOptions()
+        # threads that wait for work by spinning keep the decoder's, which runs next, from the cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(

@@ -120,6 +120,8 @@ class OnnxBackend(GraphBackend):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        # threads that wait for work by spinning keep the decoder's, which runs next, from the cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         options.graph_optimization_level = getattr(

@@ -225,6 +225,8 @@ class OnnxDecoder:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        # threads that wait for work by spinning keep torch's, which run between two calls, from the cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.intra_op_num_threads = self.threads or torch.get_num_threads()
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
