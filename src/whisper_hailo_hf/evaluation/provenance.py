@@ -29,7 +29,7 @@ def provenance(threads: int, root: str | os.PathLike[str] = "/") -> dict[str, An
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"whisper-hailo-hf": __version__, "python": platform.python_version()} | _versions(),
-        "git": _git(Path(__file__).resolve().parent),
+        "git": _git(Path(__file__).resolve().parents[1]),
         "machine": {
             "board": look_at_system(root).board or None,
             "cpu": _cpu(base),
