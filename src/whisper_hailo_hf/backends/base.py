@@ -94,14 +94,14 @@ class EncoderBackend(ABC):
         return None
 
     def core_states(self, input_features: np.ndarray) -> np.ndarray:
-        """What the network gives, before the host's epilogue; only where `integers()` says what it counts in.
+        """What the network gives, before the host's epilogue; of graphs, and where `integers()` gives its scales.
 
         Args:
             input_features: as for `encode`.
 
         Returns:
-            float32, (batch, core positions, d_model), each the value of an integer of the output. `states_of_core`
-            makes encoder states of it.
+            float32, (batch, core positions, d_model), in any memory order; each the value of an integer of the output
+            where there are integers. `states_of_core` makes encoder states of it.
         """
         raise NotImplementedError(f"{self.name} gives finished states only")
 
@@ -156,7 +156,7 @@ class GraphBackend(EncoderBackend):
     def core_states(self, input_features: np.ndarray) -> np.ndarray:
         host = self.parts.host
         hidden = self._outputs(input_features).squeeze(2 if host.time_axis == "width" else 3).transpose(1, 2)
-        return hidden.reshape(len(input_features), -1, hidden.shape[-1]).contiguous().numpy()
+        return hidden.reshape(len(input_features), -1, hidden.shape[-1]).numpy()
 
     def _outputs(self, input_features: np.ndarray) -> Tensor:
         current = weights_version(self.parts.core)
@@ -166,7 +166,7 @@ class GraphBackend(EncoderBackend):
                 self._version = current
         windows = self.parts.host.windows(torch.from_numpy(np.ascontiguousarray(input_features, dtype=np.float32)))
         outputs = [self.run(window[None].numpy()) for window in windows.contiguous()]
-        return torch.from_numpy(np.concatenate(outputs))
+        return torch.from_numpy(outputs[0] if len(outputs) == 1 else np.concatenate(outputs))
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_version": ()}

@@ -90,6 +90,11 @@ class ServedEncoder:
         return isinstance(self.encoder.backend, GraphBackend)
 
     @property
+    def _finishes(self) -> bool:
+        """Whether the epilogue runs in `respond`, beside the device's next window, and does not hold it up."""
+        return self.one_by_one or self.integers is not None
+
+    @property
     def max_message_bytes(self) -> int:
         """Room for a window in float32, and for the rest of a message."""
         return 4 * self.shape[0] * self.shape[1] + 65536
@@ -128,9 +133,9 @@ class ServedEncoder:
         return description
 
     def run(self, features: FloatArray) -> FloatArray:
-        """Features (batch, mel bins, frames) to what the network gave, or to states where it has no integers."""
+        """Features (batch, mel bins, frames) to what the network gave, or to states if it gives only those."""
         backend = self.encoder.backend
-        return backend.encode(features) if self.integers is None else backend.core_states(features)
+        return backend.core_states(features) if self._finishes else backend.encode(features)
 
     def check(self, raw: bytes) -> Work:
         """What a request asks for.
@@ -199,13 +204,13 @@ class ServedEncoder:
     def respond(self, work: Work, encoded: Encoded) -> Any:
         """The response to a request, from what `run` gave for its features."""
         found, kept, tensor = encoded.states, work.positions, None
-        if self.integers is not None:
-            if work.states_as == "CORE":
-                output = self.integers[1]
-                numbers = output.to_dict()
-                tensor = pack_tensor(_integers(output, found[:kept]), numbers["scale"], numbers["zero_point"])
-            else:
-                found = states_of_core(self.encoder.host, torch.from_numpy(found)[None])[0].numpy()
+        if work.states_as == "CORE":
+            assert self.integers is not None  # or `check` refuses
+            output = self.integers[1]
+            numbers = output.to_dict()
+            tensor = pack_tensor(_integers(output, found[:kept]), numbers["scale"], numbers["zero_point"])
+        elif self._finishes:
+            found = states_of_core(self.encoder.host, torch.from_numpy(found)[None])[0].numpy()
         if tensor is None:
             found = found[:kept]
             # torch converts eight times as fast as numpy
