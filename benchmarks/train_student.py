@@ -106,8 +106,8 @@ class GrowingCaches(Dataset):
 class Clock(TrainerCallback):
     """Ends the run when its minutes are over, spent over all its starts, and writes the learning curve."""
 
-    def __init__(self, out: Path, minutes: float, every: int) -> None:
-        self.out, self.seconds, self.every = out, 60 * minutes, every
+    def __init__(self, out: Path, minutes: float, every: int, flat: float) -> None:
+        self.out, self.seconds, self.every, self.flat = out, 60 * minutes, every, flat
         self.file = out / "clock.json"
         self.before = json.loads(self.file.read_text())["spent"] if self.file.exists() else 0.0
         self.began = time.monotonic()
@@ -118,8 +118,8 @@ class Clock(TrainerCallback):
         return min(1.0, (self.before + time.monotonic() - self.began) / self.seconds)
 
     def learning_rate(self, step: int) -> float:
-        """Its share of the peak: warm-up, 30 % of the time at the peak, then down along a cosine to 1 %."""
-        falling = max(0.0, (self.progress - 0.3) / 0.7)
+        """Its share of the peak: warm-up, a part of the time at the peak, then down along a cosine to 1 %."""
+        falling = max(0.0, (self.progress - self.flat) / (1 - self.flat))
         return min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -140,7 +140,7 @@ class Clock(TrainerCallback):
 def train(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     teacher = load_teacher(options.teacher)
-    clock = Clock(options.out, options.minutes, options.every)
+    clock = Clock(options.out, options.minutes, options.every, options.flat)
 
     class Trainer(EncoderDistillationTrainer):
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -247,6 +247,7 @@ def main() -> None:
     verb.add_argument("--minutes", type=float, default=100.0)
     verb.add_argument("--batch", type=int, default=12)
     verb.add_argument("--learning-rate", type=float, default=2e-3)
+    verb.add_argument("--flat", type=float, default=0.3, help="part of the time at that rate, before it falls")
     verb.add_argument("--every", type=int, default=300, help="steps between evaluations and checkpoints")
     verb.set_defaults(run=train)
 

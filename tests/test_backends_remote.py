@@ -15,11 +15,14 @@ from helpers_hef import hailo_platform, install_hef
 from helpers_models import small_model
 from helpers_service import POSITIONS, WIDTH, save_integer_model, windows
 from transformers import pipeline
+from typer.testing import CliRunner
 
 from whisper_hailo_hf import RequestError, WhisperHailoError, WhisperHailoForConditionalGeneration
 from whisper_hailo_hf.backends import available_backends
+from whisper_hailo_hf.cli.main import app
 from whisper_hailo_hf.compile.quantize import quantize_encoder
 from whisper_hailo_hf.service.running import background_server
+from whisper_hailo_hf.speech_model import demo_model_path, load_speech_model
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +203,14 @@ def test_tiles_of_a_short_window(tmp_path):
     with background_server(tmp_path / "m", backend="emulator") as server:
         remote = states(load(tmp_path / "m", "remote", address=f"127.0.0.1:{server.port}"))
     assert torch.equal(remote, states(load(tmp_path / "m", "emulator")))
+
+
+def test_recordings_are_transcribed_through_a_service():
+    recording = Path(__file__).parents[1] / "examples" / "digits_theo.flac"
+    said = recording.with_suffix(".txt").read_text(encoding="utf-8").strip()
+    with background_server(demo_model_path(), backend="torch") as server:
+        line = ["transcribe", str(recording), "--encoder-backend", "remote", "--address", f"127.0.0.1:{server.port}"]
+        result = CliRunner().invoke(app, line)
+        assert (result.exit_code, result.stdout.strip()) == (0, said)
+        with pytest.raises(RequestError, match="an address goes with the encoder backend remote, not with auto"):
+            load_speech_model(address=f"127.0.0.1:{server.port}")

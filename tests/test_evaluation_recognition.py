@@ -96,6 +96,15 @@ def test_two_backends_on_real_speech(table, tmp_path, cli):
         assert line["cer"] == jiwer.cer(line["reference_normalized"], line["text_normalized"])
     assert lines[0]["text_normalized"] == SAID
 
+    # the decoder on two backends
+    decoders = ("--decoder-backend", "torch", "--decoder-backend", "onnx-int8", "--output-dir", tmp_path / "decoders")
+    status, printed, _ = cli("eval", table, "--encoder-backend", "torch", *decoders, "--limit", 1, "--json")
+    assert status == 0
+    systems = json.loads(printed)["systems"]
+    assert [one["name"] for one in systems] == ["demo torch", "demo torch, decoder onnx-int8"]
+    assert [one["decoder_backend"] for one in systems] == ["torch", "onnx-int8"]
+    assert systems[1]["words"]["hits"] >= 12
+
     # again: nothing is decoded anew, another way to count needs no decoding
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("demo-*.jsonl")}
     assert sorted(before) == ["demo-onnx.jsonl", "demo-torch.jsonl"]

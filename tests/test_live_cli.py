@@ -58,6 +58,22 @@ def test_a_recording_is_played_and_written_down(cli, tmp_path):
     assert " ".join(re.findall(r"^[a-z ]+$", subtitles, re.M)) == TEXT
 
 
+def test_encoder_and_decoder_run_where_they_are_told(cli):
+    pytest.importorskip("grpc")
+    from whisper_hailo_hf.service.running import background_server
+    from whisper_hailo_hf.speech_model import demo_model_path
+
+    with background_server(demo_model_path(), backend="torch") as server:
+        remote = ("--encoder-backend", "remote", "--address", f"127.0.0.1:{server.port}")
+        status, out, err = cli(CLIP, "--speed", 0, *remote, "--decoder-backend", "onnx")
+    assert (status, " ".join(out.split())) == (0, TEXT)
+    assert "encoder on remote, decoder on onnx; Ctrl-C ends" in err
+    assert "the encoder backend 'remote' needs the address" in one_line(cli(CLIP, "--encoder-backend", "remote"))
+    refused = one_line(cli(CLIP, "--address", "127.0.0.1:1"))
+    assert "an address goes with the encoder backend remote, not with auto" in refused
+    assert "choose torch, onnx, onnx-int8" in one_line(cli(CLIP, "--decoder-backend", "tpu"))
+
+
 def test_json_is_one_line_for_each_event(cli):
     status, out, _ = cli(CLIP, "--speed", 0, "--json", "--min-chunk", 2)
     events = [json.loads(line) for line in out.splitlines()]

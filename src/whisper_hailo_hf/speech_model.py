@@ -85,6 +85,8 @@ def load_speech_model(
         raise RequestError(f"unknown encoder backend {encoder_backend!r}: choose {', '.join(backend_names())}")
     if decoder_backend not in (names := decoder_backend_names()):
         raise RequestError(f"unknown decoder backend {decoder_backend!r}: choose {', '.join(names)}")
+    if address is not None and encoder_backend != "remote":
+        raise RequestError(f"an address goes with the encoder backend remote, not with {encoder_backend}")
     source = _check_source(demo_model_path() if name is None else name)
     kind = checkpoint_kind(source)
     if kind == "whisper" and encoder_backend not in ("auto", "torch"):

@@ -28,6 +28,9 @@ def eval_(
     encoder_backend: Annotated[
         list[str] | None, typer.Option(help="Where the encoder runs, again for each. [default: auto]")
     ] = None,
+    decoder_backend: Annotated[
+        list[str] | None, typer.Option(help="Where the decoder runs, again for each. [default: torch]")
+    ] = None,
     output_dir: Annotated[
         Path | None,
         typer.Option("--output-dir", "-o", help="Folder for results; a run that was cut off goes on from it."),
@@ -76,6 +79,7 @@ def eval_(
             model or [None],
             encoder_backend or ["auto"],
             options,
+            decoder_backends=decoder_backend or ["torch"],
             output_dir=output_dir,
             observe=observe,
             limit=limit,

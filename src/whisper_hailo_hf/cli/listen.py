@@ -14,6 +14,7 @@ from whisper_hailo_hf.cli import console
 if TYPE_CHECKING:
     from whisper_hailo_hf.live import Event, LiveTranscriber
     from whisper_hailo_hf.live.sources import Source
+    from whisper_hailo_hf.speech_model import SpeechModel
 
 
 def listen(
@@ -43,6 +44,10 @@ def listen(
     encoder_backend: Annotated[
         str, typer.Option(help="Where the encoder runs; `whisper-hailo doctor` lists the backends.")
     ] = "auto",
+    address: Annotated[str | None, typer.Option(help="Of the service, for the backend remote: host:port.")] = None,
+    decoder_backend: Annotated[
+        str, typer.Option(help="Where the decoder runs: torch, onnx (the same text) or onnx-int8.")
+    ] = "torch",
     device: Annotated[str | None, typer.Option("--device", "-d", help="Microphone: number or part of a name.")] = None,
     list_devices: Annotated[bool, typer.Option("--list-devices", help="List the microphones and exit.")] = False,
     rate: Annotated[
@@ -83,7 +88,7 @@ def listen(
             takers.append(page)
         if model is None:
             console.note("no --model given: using the bundled demo model, which knows spoken English digits only")
-        speech = load_speech_model(model, encoder_backend)
+        speech = load_speech_model(model, encoder_backend, address, decoder_backend)
         transcriber = LiveTranscriber(
             speech,
             policy=policy,
@@ -101,7 +106,7 @@ def listen(
             console.note(f"captions on {page.url}")
         console.note(
             f"listening to {audio.name}; {transcriber.vad.name} voice activity, encoder on "
-            f"{speech.encoder_backend}; Ctrl-C ends"
+            f"{speech.encoder_backend}{_decoder(speech)}; Ctrl-C ends"
         )
         takers.insert(0, JsonLines(sys.stdout) if as_json else stack.enter_context(_Captions()))
         session = LiveSession(transcriber, audio)
@@ -213,6 +218,10 @@ class _ctrl_c:
     def __exit__(self, *_: Any) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+
+
+def _decoder(speech: "SpeechModel") -> str:
+    return "" if speech.decoder_backend == "torch" else f", decoder on {speech.decoder_backend}"
 
 
 def _summary(transcriber: "LiveTranscriber") -> str:

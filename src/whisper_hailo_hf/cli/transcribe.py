@@ -35,6 +35,7 @@ def transcribe(
     encoder_backend: Annotated[
         str, typer.Option(help="Where the encoder runs; `whisper-hailo doctor` lists the backends.")
     ] = "auto",
+    address: Annotated[str | None, typer.Option(help="Of the service, for the backend remote: host:port.")] = None,
     decoder_backend: Annotated[
         str, typer.Option(help="Where the decoder runs: torch, onnx (the same text) or onnx-int8.")
     ] = "torch",
@@ -55,7 +56,7 @@ def transcribe(
     from whisper_hailo_hf.transcription import transcribe as transcribe_files
 
     options = TranscriptionOptions(
-        timestamps, language, task, batch_size, encoder_backend, decoder_backend=decoder_backend
+        timestamps, language, task, batch_size, encoder_backend, decoder_backend=decoder_backend, address=address
     )
     to_stdout = None if as_json or output_dir is not None else output_format
     with console.progress() as bars:

@@ -39,6 +39,24 @@ class DecoderChoice:
         """Name of the decoder backend in use."""
         return "torch" if self._decoder_backend is None else self._decoder_backend.name
 
+    def outside_decoder(self: Any, states: Tensor, cache: Any = None) -> OnnxDecoder | None:
+        """The backend outside torch for who calls the decoder himself, a window at a time.
+
+        Args:
+            states: encoder states of one window, (1, positions, d_model).
+            cache: what it is to go on with.
+
+        Returns:
+            None where the decoder runs on torch: chosen so, or, said once, because the backend cannot take the call.
+        """
+        backend: OnnxDecoder | None = self._decoder_backend
+        if backend is None or not self._may_leave():
+            return None
+        if reason := backend.why_not(cache, states, torch.zeros(len(states), 1, dtype=torch.long), None):
+            _say(f"the decoder runs on torch, not {backend.name}, where {reason}")
+            return None
+        return backend
+
     def set_decoder_backend(self: Any, name: str, **options: Any) -> None:
         """Chooses where the decoder runs. Never saved.
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,12 @@ def evaluate_recognition(
     backends: Sequence[str] = ("auto",),
     options: RecognitionOptions | None = None,
     *,
+    decoder_backends: Sequence[str] = ("torch",),
     output_dir: str | os.PathLike[str] | None = None,
     observe: Observer | None = None,
     **source: Any,
 ) -> RecognitionReport:
-    """Word and character error rates of several models on several encoder backends, on the same utterances.
+    """Word and character error rates of several models on several backends, on the same utterances.
 
     A stock Whisper has one backend, torch, and runs once whatever the backends. One model after the other is loaded.
 
@@ -90,6 +91,7 @@ def evaluate_recognition(
         models: folders or Hub ids; None is the bundled demo model.
         backends: for each model with a pluggable encoder, one of `backends.backend_names()`.
         options: how to recognise and count.
+        decoder_backends: for each of these, one of `decoders.decoder_backend_names()`.
         output_dir: folder for a log of each system, one line of JSON for each utterance, from which a later call with
             the same settings goes on; and, at the end, for `report.json` and `utterances.jsonl`.
         observe: told a system's name, the seconds of audio done, and those of all.
@@ -105,10 +107,10 @@ def evaluate_recognition(
     folder = None if output_dir is None else Path(output_dir)
     results: list[tuple[str, SpeechFacts, dict[str, Outcome]]] = []
     failures: dict[str, str] = {}
-    for model, backend in _systems(models, backends):
-        speech = load_speech_model(model, backend, options.address if backend == "remote" else None)
+    for model, backend, decoder in _systems(models, backends, decoder_backends):
+        speech = load_speech_model(model, backend, options.address if backend == "remote" else None, decoder)
         name = _name(speech, [result[0] for result in results])
-        facts = SpeechFacts(speech.name, speech.encoder_backend, fingerprint(speech.model))
+        facts = SpeechFacts(speech.name, speech.encoder_backend, fingerprint(speech.model), speech.decoder_backend)
         outcomes = _decode(name, speech, facts, references, options, folder, observe, failures)
         results.append((name, facts, outcomes))
         del speech  # before the next is loaded
@@ -120,34 +122,37 @@ def evaluate_recognition(
 
 @dataclass(frozen=True)
 class SpeechFacts:
-    """What a system is: the model, where its encoder runs, and the fingerprint of all weights."""
+    """What a system is: the model, where its encoder and decoder run, and the fingerprint of all weights."""
 
     model: str
     encoder_backend: str
     weights: str
+    decoder_backend: str
 
 
 def _systems(
-    models: Sequence[str | os.PathLike[str] | None], backends: Sequence[str]
-) -> Iterator[tuple[str | os.PathLike[str] | None, str]]:
-    if not models or not backends:
+    models: Sequence[str | os.PathLike[str] | None], backends: Sequence[str], decoders: Sequence[str]
+) -> Iterator[tuple[str | os.PathLike[str] | None, str, str]]:
+    if not models or not backends or not decoders:
         raise RequestError("name a model and a backend, one or more of each")
-    pairs = []
+    found = []
     for model in models:
         stock = checkpoint_kind(model) == "whisper"
-        pairs += [(model, backend) for backend in (["torch"] if stock else backends)]
-    return iter(dict.fromkeys(pairs))
+        found += [(model, *both) for both in ([("torch", "torch")] if stock else product(backends, decoders))]
+    return iter(dict.fromkeys(found))
 
 
 def _name(speech: SpeechModel, taken: Iterable[str]) -> str:
-    """Short and unlike the others: the model's last name and the backend."""
+    """Short and unlike the others: the model's last name and the backends."""
     taken = set(taken)
     path = Path(speech.name)
-    last = f"{path.name or speech.name} {speech.encoder_backend}"
-    for name in (last, f"{speech.name} {speech.encoder_backend}"):
+    where = speech.encoder_backend
+    if speech.decoder_backend != "torch":
+        where += f", decoder {speech.decoder_backend}"
+    for name in (f"{path.name or speech.name} {where}", f"{speech.name} {where}"):
         if name not in taken:
             return name
-    raise RequestError(f"{speech.name} runs on {speech.encoder_backend} twice: name each backend once")
+    raise RequestError(f"{speech.name} runs on {where} twice: name each backend once")
 
 
 def _decode(
@@ -247,7 +252,7 @@ def _report(
             rate_interval([part.errors for part in parts], [part.length for part in parts], **settings)
             for parts in ([one.words for one in mine], [one.characters for one in mine])
         ]
-        systems.append(SystemResult.of(name, facts.model, facts.encoder_backend, facts.weights, mine, *intervals))
+        systems.append(SystemResult.of(name, asdict(facts), mine, *intervals))
     errors = {name: [one.words.errors for one in found] for name, found in outcomes.items()}
     pairs = list(combinations(outcomes, 2))
     found = [paired_difference(errors[a], errors[b], words, **settings) for a, b in pairs]

@@ -19,11 +19,11 @@ from whisper_hailo_hf.evaluation.outcomes import HALLUCINATIONS, Outcome
 
 @dataclass(frozen=True)
 class SystemResult:
-    """One model on one backend.
+    """One model on one pair of backends.
 
     Attributes:
         name: short, unlike the others.
-        model, encoder_backend, weights: what it is; the weights by their fingerprint.
+        model, encoder_backend, weights, decoder_backend: what it is; the weights by their fingerprint.
         words, characters: errors of all utterances in sum.
         wer_interval, cer_interval: of the rates, by bootstrap over the utterances.
         utterances: how many.
@@ -38,6 +38,7 @@ class SystemResult:
     model: str
     encoder_backend: str
     weights: str
+    decoder_backend: str
     words: ErrorCounts
     characters: ErrorCounts
     wer_interval: Interval
@@ -55,19 +56,18 @@ class SystemResult:
     def of(
         cls,
         name: str,
-        model: str,
-        encoder_backend: str,
-        weights: str,
+        facts: dict[str, str],
         outcomes: Sequence[Outcome],
         wer_interval: Interval,
         cer_interval: Interval,
     ) -> Self:
-        """Sums up what became of the utterances."""
+        """Sums up what became of the utterances; `facts` are what it is."""
         return cls(
             name,
-            model,
-            encoder_backend,
-            weights,
+            facts["model"],
+            facts["encoder_backend"],
+            facts["weights"],
+            facts["decoder_backend"],
             reduce(add, (one.words for one in outcomes)),
             reduce(add, (one.characters for one in outcomes)),
             wer_interval,

@@ -10,13 +10,11 @@ from the decoder's second layer on they depend on the audio, and the audio has g
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import EncoderDecoderCache, LogitsProcessorList
-from transformers.cache_utils import DynamicCache
+from transformers import LogitsProcessorList
 from transformers.generation.logits_process import (
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
@@ -25,6 +23,7 @@ from transformers.generation.logits_process import (
 
 from whisper_hailo_hf.audio import FloatArray
 from whisper_hailo_hf.errors import RequestError
+from whisper_hailo_hf.live.steps import Steps, decoder_steps
 
 
 @dataclass
@@ -50,25 +49,6 @@ class Decoded:
     ended: bool
     reused: int
     language: str | None = None
-
-
-@dataclass
-class _Heads:
-    """Records the queries of the cross-attention's alignment heads while the decoder runs."""
-
-    by_layer: dict[int, list[int]]
-    queries: dict[int, list[torch.Tensor]] = field(default_factory=dict)
-
-    def hook(self, layer: int) -> Callable[..., None]:
-        def record(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
-            self.queries.setdefault(layer, []).append(output[0])
-
-        return record
-
-    def crop(self, length: int) -> None:
-        """Forget what was recorded from this position on."""
-        for layer, parts in self.queries.items():
-            self.queries[layer] = [torch.cat(parts)[:length]]
 
 
 class GreedyDecoder:
@@ -136,71 +116,68 @@ class GreedyDecoder:
             stop: called after each text token with the row of attention that it was predicted with, (positions,);
                 True ends the pass behind that token.
         """
-        decoder, cache = self.model.get_decoder(), self._new_cache()
-        heads = _Heads(self._by_layer)
-        hooks = [
-            decoder.layers[layer].encoder_attn.q_proj.register_forward_hook(heads.hook(layer))
-            for layer in self._by_layer
-        ]
-        device = states.device
+        with decoder_steps(self.model, states, self._by_layer) as steps:
+            return self._decode(steps, prompt, forced, draft, budget, language, stop)
 
-        def run(ids: Sequence[int]) -> torch.Tensor:
-            given = torch.tensor([list(ids)], device=device)
-            output = decoder(input_ids=given, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
-            return output.last_hidden_state[0]
-
-        try:
-            head, language, beginning = self._head(run, prompt, language)
-            begin = len(head)  # where the text begins, the committed part of it first
-            known = cache.get_seq_length()
-            room = self.limit - begin - len(forced) - 1
-            budget = max(0, min(budget, room))
-            draft = list(draft)[:budget]
-            ids = [*head, *forced, *draft]
-            hidden = run(ids[known:])
-            if beginning is None:
-                beginning = hidden[begin - 1 - list(reversed(head)).index(self.start)]
-            no_speech = self._no_speech(beginning)
-            first = begin + len(forced)  # where the new tokens begin
-            scores = self.model.proj_out(hidden[first - 1 - known :]).float()
-            accept = self._processors(begin)
-            tokens: list[int] = []
-            logprobs: list[float] = []
-            reused, ended = 0, False
-            while True:
-                so_far: Any = torch.tensor([ids[: first + len(tokens)]], device=device)
-                row = accept(so_far, scores[:1])
-                logprob, token = torch.log_softmax(row[0], -1).max(-1)
-                ended = int(token) == self.end
-                if ended or len(tokens) >= budget:
-                    break
-                place = first + len(tokens)
-                drafted = place < len(ids) and ids[place] == int(token)
-                tokens.append(int(token))
-                logprobs.append(float(logprob))
-                if drafted:
-                    reused, scores = reused + 1, scores[1:]
-                else:
-                    ids = [*ids[:place], int(token)]
-                    _crop(cache, place)
-                    heads.crop(place)
-                    scores = self.model.proj_out(run(ids[place:])).float()
-                is_text = int(token) < self.end
-                if stop is not None and is_text and stop(self._attention(heads, cache, place - 1, place)[0]):
-                    break
-            attention = self._attention(heads, cache, begin - 1, first + len(tokens))
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def _decode(
+        self,
+        steps: Steps,
+        prompt: Sequence[int],
+        forced: Sequence[int],
+        draft: Sequence[int],
+        budget: int,
+        language: str | None,
+        stop: Callable[[FloatArray], bool] | None,
+    ) -> Decoded:
+        head, language, beginning = self._head(steps, prompt, language)
+        begin = len(head)  # where the text begins, the committed part of it first
+        known = steps.length
+        room = self.limit - begin - len(forced) - 1
+        budget = max(0, min(budget, room))
+        draft = list(draft)[:budget]
+        ids = [*head, *forced, *draft]
+        first = begin + len(forced)  # where the new tokens begin
+        keep = range(first - 1, len(ids))
+        if beginning is None:
+            start = begin - 1 - list(reversed(head)).index(self.start)
+            scores = steps.run(ids[known:], [start, *keep])
+            beginning, scores = scores[0], scores[1:]
+        else:
+            scores = steps.run(ids[known:], keep)
+        # as openai-whisper has it: the probability of <|nospeech|> right after the start, before any rule
+        no_speech = float(torch.softmax(beginning, -1)[self.timestamp_begin - 2])
+        accept = self._processors(begin)
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        reused, ended = 0, False
+        while True:
+            so_far: Any = torch.tensor([ids[: first + len(tokens)]], device=scores.device)
+            row = accept(so_far, scores[:1])
+            logprob, token = torch.log_softmax(row[0], -1).max(-1)
+            ended = int(token) == self.end
+            if ended or len(tokens) >= budget:
+                break
+            place = first + len(tokens)
+            drafted = place < len(ids) and ids[place] == int(token)
+            tokens.append(int(token))
+            logprobs.append(float(logprob))
+            if drafted:
+                reused, scores = reused + 1, scores[1:]
+            else:
+                ids = [*ids[:place], int(token)]
+                steps.crop(place)
+                scores = steps.run(ids[place:], [place])
+            is_text = int(token) < self.end
+            # a query at one place predicts the token at the next
+            if stop is not None and is_text and stop(steps.attention(place - 1, place)[0]):
+                break
+        attention = steps.attention(begin - 1, first + len(tokens))
         return Decoded(tokens, logprobs, attention, no_speech, ended, reused, language)
 
-    def _new_cache(self) -> EncoderDecoderCache:
-        return EncoderDecoderCache(DynamicCache(), DynamicCache())
-
     def _head(
-        self, run: Callable[[Sequence[int]], torch.Tensor], prompt: Sequence[int], language: str | None
+        self, steps: Steps, prompt: Sequence[int], language: str | None
     ) -> tuple[list[int], str | None, torch.Tensor | None]:
-        """The tokens before the text, the language among them, and the state at the start if it is known already."""
+        """The tokens before the text, the language among them, and the logits at the start if they are known."""
         tail = [] if self.timestamps else [self.no_timestamps or 0]
         before = [self.previous, *prompt] if self.previous is not None and prompt else []
         if not self.multilingual:
@@ -209,17 +186,11 @@ class GreedyDecoder:
         code, beginning = language or self.language, None
         if code is None:
             before = []  # the language is what follows the start; this step is the beginning of the pass
-            beginning = run([self.start])[0]
-            scores = self.model.proj_out(beginning[None]).float()[0]
-            choices = torch.tensor(sorted(self.codes), device=scores.device)
-            code = self.codes[int(choices[scores[choices].argmax()])]
+            beginning = steps.run([self.start], [0])[0]
+            choices = torch.tensor(sorted(self.codes), device=beginning.device)
+            code = self.codes[int(choices[beginning[choices].argmax()])]
         token = settings.lang_to_id[f"<|{code}|>"]
         return [*before, self.start, token, settings.task_to_id[self.task or "transcribe"], *tail], code, beginning
-
-    def _no_speech(self, beginning: torch.Tensor) -> float:
-        """As openai-whisper has it: the probability of <|nospeech|> right after the start, before any rule."""
-        scores = torch.softmax(self.model.proj_out(beginning[None]).float(), -1)[0]
-        return float(scores[self.timestamp_begin - 2])
 
     def _processors(self, begin: int) -> LogitsProcessorList:
         settings = self.model.generation_config
@@ -229,26 +200,6 @@ class GreedyDecoder:
         if self.timestamps:
             rules.append(WhisperTimeStampLogitsProcessor(settings, begin))
         return rules
-
-    def _attention(self, heads: _Heads, cache: Any, first: int, stop: int) -> FloatArray:
-        """(stop - first, positions): the alignment heads' mean weights of the queries from `first` to before `stop`.
-
-        A query at one place predicts the token at the next.
-        """
-        found = []
-        for layer, chosen in heads.by_layer.items():
-            attention = self.model.get_decoder().layers[layer].encoder_attn
-            queries = torch.cat(heads.queries[layer])[first:stop].float() * attention.scaling
-            queries = queries.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(0, 1)[chosen]
-            keys = cache.cross_attention_cache.layers[layer].keys[0, chosen].float()
-            found.append(torch.softmax(queries @ keys.transpose(1, 2), -1))
-        return np.asarray(torch.cat(found).mean(0).cpu().numpy(), np.float32)
-
-
-def _crop(cache: Any, length: int) -> None:
-    """Keep the first tokens only; the method of that name counts differently in different versions."""
-    for layer in cache.self_attention_cache.layers:
-        layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
 
 
 def _language_and_task(

@@ -24,6 +24,7 @@ class TranscriptionOptions:
     """How to transcribe: the settings of `Transcriber`, and the backends to load the model for.
 
     `timestamps` None means what the output format needs: `segment` for JSON, SRT, VTT and TSV, `none` for text.
+    `address` is that of the service, for the encoder backend `remote`.
     """
 
     timestamps: str | None = None
@@ -33,6 +34,7 @@ class TranscriptionOptions:
     encoder_backend: str = "auto"
     generate_kwargs: dict[str, Any] = field(default_factory=dict)
     decoder_backend: str = "torch"
+    address: str | None = None
 
 
 class Observer:
@@ -165,7 +167,7 @@ def transcribe(
         speech = model
     else:
         observer.loading("the bundled demo model" if model is None else str(model))
-        speech = load_speech_model(model, options.encoder_backend, decoder_backend=options.decoder_backend)
+        speech = load_speech_model(model, options.encoder_backend, options.address, options.decoder_backend)
     transcriber = Transcriber(
         speech,
         timestamps=timestamps,
