@@ -69,7 +69,7 @@ def computing(transcriber: LiveTranscriber, seconds: float, wall: float, cpu: fl
 def digits(options: argparse.Namespace) -> dict[str, Any]:
     """Word errors against the truth and against the offline result, times, delays, flicker, computing."""
     stream = digit_stream(options.speech, SPEAKERS, options.seconds, options.seed)
-    speech = load_speech_model(options.model, options.backend)
+    speech = load_speech_model(options.model, options.backend, decoder_backend=options.decoder_backend)
     report: dict[str, Any] = {"audio_s": round(stream.seconds, 1), "words": len(stream.words)}
     offline = Transcriber(speech, timestamps="segment")(stream.samples)
     report["offline, whole recording"] = word_error_rate(stream.text, offline.text)
@@ -98,7 +98,7 @@ def digits(options: argparse.Namespace) -> dict[str, Any]:
 
 def quiet(options: argparse.Namespace) -> dict[str, Any]:
     """Words that are committed where nobody speaks."""
-    speech = load_speech_model(options.model, options.backend)
+    speech = load_speech_model(options.model, options.backend, decoder_backend=options.decoder_backend)
     report: dict[str, Any] = {"audio_s": options.seconds}
     for name, samples in quiet_streams(options.seconds, options.seed).items():
         report[name] = {}
@@ -129,8 +129,10 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     demo = load_speech_model(None, "torch")
     stream = digit_stream(options.speech, SPEAKERS, options.seconds, options.seed)
     report: dict[str, Any] = {"audio_s": round(stream.seconds, 1), "threads": options.threads}
+    report["decoder"] = options.decoder_backend
     with tempfile.TemporaryDirectory() as folder:
-        ours, stock = live_model(demo, options.keep or Path(folder), options.threads), stock_model(demo)
+        ours = live_model(demo, options.keep or Path(folder), options.threads, options.decoder_backend)
+        stock = stock_model(demo)
         for policy in options.policy:
             report[policy] = _in_turns(stream, policy, options.min_chunk, ours, stock)
     return report
@@ -228,7 +230,7 @@ def resident_mb() -> float:
 
 def long(options: argparse.Namespace) -> dict[str, Any]:
     """Hours faster than real time: memory, clock, and words lost against the offline result."""
-    speech = load_speech_model(options.model, options.backend)
+    speech = load_speech_model(options.model, options.backend, decoder_backend=options.decoder_backend)
     transcriber = LiveTranscriber(speech, policy=options.policy[0], min_chunk=options.min_chunk)
     transcriber.warm_up()
     source = DigitSource(options.speech, 3600 * options.hours, options.speed, options.seed)
@@ -314,6 +316,7 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, help="folder of recordings of digits")
     parser.add_argument("--model", help="folder or Hub id; the bundled demo if left out")
     parser.add_argument("--backend", default="onnx", help="of the encoder")
+    parser.add_argument("--decoder-backend", default="torch", help="of the decoder")
     parser.add_argument("--policy", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seconds-without", type=float, default=120.0, help="of quiet, without a detector")

@@ -22,10 +22,15 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from whisper_hailo_hf import quantize_encoder
+from whisper_hailo_hf.decoders.choice import DecoderChoice
 from whisper_hailo_hf.transcription import SpeechModel
 
 WIDTH, HEADS, LAYERS, FFN, VOCABULARY = 384, 6, 4, 1536, 51_865
 _NEVER = -100.0
+
+
+class ChoosingWhisper(DecoderChoice, WhisperForConditionalGeneration):
+    """A stock Whisper with this package's decoder backends."""
 
 
 class CostlyEncoder(nn.Module):
@@ -47,7 +52,7 @@ class CostlyEncoder(nn.Module):
 
 
 @torch.no_grad()
-def widened_decoder(demo: Any) -> WhisperForConditionalGeneration:
+def widened_decoder(demo: Any, cls: Any = WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
     """A stock Whisper of tiny's shapes that says what the demo says, given its states padded with zeros."""
     old = demo.config
     narrow, layers, head = old.d_model, old.decoder_layers, old.d_model // old.decoder_attention_heads
@@ -56,7 +61,7 @@ def widened_decoder(demo: Any) -> WhisperForConditionalGeneration:
         setattr(config, name, getattr(old, name))
     config.vocab_size, config.tie_word_embeddings = VOCABULARY, False
     config.suppress_tokens = config.begin_suppress_tokens = None
-    model = WhisperForConditionalGeneration(config).eval()
+    model = cls(config).eval()
     for parameter in model.model.decoder.parameters():
         parameter.zero_()
     ours, theirs = model.model.decoder, demo.model.decoder
@@ -104,7 +109,7 @@ def widened_decoder(demo: Any) -> WhisperForConditionalGeneration:
     return model
 
 
-def live_model(demo: SpeechModel, folder: Path, threads: int) -> SpeechModel:
+def live_model(demo: SpeechModel, folder: Path, threads: int, decoder_backend: str = "torch") -> SpeechModel:
     """The conv encoder of the preset `tiny`, random weights, in 8 bits on ONNX Runtime, and the widened decoder.
 
     The encoder's file is kept in the folder and taken from there if it is there already.
@@ -126,7 +131,9 @@ def live_model(demo: SpeechModel, folder: Path, threads: int) -> SpeechModel:
     def cost(given: torch.Tensor) -> None:
         session.run(None, {entry.name: np.ascontiguousarray(given.numpy()).reshape(entry.shape)})
 
-    return _with_encoder(demo, cost)
+    speech = _with_encoder(demo, cost, ChoosingWhisper)
+    speech.model.set_decoder_backend(decoder_backend)
+    return speech
 
 
 def stock_model(demo: SpeechModel) -> SpeechModel:
@@ -136,7 +143,7 @@ def stock_model(demo: SpeechModel) -> SpeechModel:
     return _with_encoder(demo, lambda given: encoder(given))
 
 
-def _with_encoder(demo: SpeechModel, cost: Any) -> SpeechModel:
-    model = widened_decoder(demo.model)
+def _with_encoder(demo: SpeechModel, cost: Any, cls: Any = WhisperForConditionalGeneration) -> SpeechModel:
+    model = widened_decoder(demo.model, cls)
     model.model.encoder = CostlyEncoder(demo.model.get_encoder(), torch.no_grad()(cost))
     return SpeechModel("the digits demo in tiny's shapes", model, demo.tokenizer, demo.feature_extractor)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_models import SHAPES
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
@@ -212,25 +213,24 @@ def save_stock_whisper(folder: Path, processor: WhisperProcessor, **kwargs: Any)
 @pytest.fixture
 def tiny_config_kwargs() -> dict[str, Any]:
     """Settings of the smallest useful `WhisperConfig` or `WhisperHailoConfig`: d_model 16, 30 source positions."""
-    return {
-        "vocab_size": 120,
-        "num_mel_bins": 8,
-        "max_source_positions": 30,
-        "max_target_positions": 24,
-        "d_model": 16,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 32,
-        "decoder_ffn_dim": 32,
-        "decoder_start_token_id": 101,
-        "bos_token_id": 100,
-        "eos_token_id": 100,
-        "pad_token_id": 100,
-        "suppress_tokens": None,
-        "begin_suppress_tokens": None,
-    }
+    return dict(SHAPES)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process: (exit status, stdout, stderr)."""
+    from whisper_hailo_hf.cli.main import main
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers_models import SHAPES
 from torch.utils.data import Dataset
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -15,32 +16,13 @@ from whisper_hailo_hf import HailoWhisperEncoder, WhisperHailoConfig, WhisperHai
 from whisper_hailo_hf.distillation import EncoderDistillationArguments, EncoderDistillationTrainer
 from whisper_hailo_hf.distillation.teacher import Teacher, cross_attention_maps
 
-POSITIONS, MELS, WIDTH = 30, 8, 16
-SETTINGS: dict[str, Any] = {
-    "vocab_size": 120,
-    "num_mel_bins": MELS,
-    "max_source_positions": POSITIONS,
-    "max_target_positions": 24,
-    "d_model": WIDTH,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
-    "decoder_start_token_id": 101,
-    "bos_token_id": 100,
-    "eos_token_id": 100,
-    "pad_token_id": 100,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-}
+POSITIONS, MELS, WIDTH = (SHAPES[name] for name in ("max_source_positions", "num_mel_bins", "d_model"))
 
 
 def make_stock(seed: int = 0, **settings: Any) -> WhisperForConditionalGeneration:
     """A random Whisper whose states depend on the sound nearby, so that convolutions can learn them."""
     torch.manual_seed(seed)
-    model = WhisperForConditionalGeneration(WhisperConfig(**SETTINGS | settings)).eval()
+    model = WhisperForConditionalGeneration(WhisperConfig(**SHAPES | settings)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and "embed" not in name:
@@ -60,7 +42,7 @@ def make_teacher(seed: int = 0, decoder: bool = True, **settings: Any) -> Teache
 
 def student_config(**settings: Any) -> WhisperHailoConfig:
     options = {"encoder_family": "conv", "encoder_options": {"width": 32, "inner": 16, "gate_every": 0}}
-    return WhisperHailoConfig(**SETTINGS | options | settings)
+    return WhisperHailoConfig(**SHAPES | options | settings)
 
 
 def make_student(seed: int = 1, **settings: Any) -> HailoWhisperEncoder:

@@ -17,24 +17,9 @@ from helpers_audio import cut, noise, sine, write
 
 import whisper_hailo_hf
 from whisper_hailo_hf import WhisperHailoForConditionalGeneration, __version__
-from whisper_hailo_hf.cli.main import app, main
+from whisper_hailo_hf.cli.main import app
 
 COMMAND = Path(sys.executable).with_name("whisper-hailo")
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    """Run the command in this process: (exit status, stdout, stderr)."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -7,21 +7,8 @@ import json
 import pytest
 from helpers_hef import Port, hailo_platform, make_hef
 
-from whisper_hailo_hf.cli.main import main
-
 INPUT = Port("encoder/input_layer1", (1, 3000, 80), zero_point=12, scale=0.0123)
 STATES = Port("encoder/conv9", (1, 1500, 384), data_bytes=2, zero_point=30_000, scale=0.001, limits=(-30.0, 34.5))
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    def run(*arguments) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(list(map(str, arguments)))
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return run
 
 
 @pytest.fixture

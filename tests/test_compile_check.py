@@ -362,19 +362,6 @@ def test_the_page_of_rules_is_written_from_them():
 # The verb
 
 
-@pytest.fixture
-def cli(capsys):
-    from whisper_hailo_hf.cli.main import main
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run
-
-
 def test_verb_passes_the_conv_family(cli, tmp_path):
     status, out, err = cli("check", exported(tmp_path, "conv"), "--nodes")
     assert (status, err) == (0, "")

@@ -284,20 +284,6 @@ def test_features_look_like_those_of_speech():
 # The verb
 
 
-@pytest.fixture
-def cli(capsys):
-    from whisper_hailo_hf.cli.main import main
-
-    def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run
-
-
 def test_verb(cli, tmp_path):
     small_model("conv").save_pretrained(tmp_path / "model")
     path = tmp_path / "out" / "encoder.onnx"

@@ -15,7 +15,6 @@ from helpers_distillation import make_stock
 from transformers import pipeline
 
 from whisper_hailo_hf import HailoWhisperEncoder, WhisperHailoForConditionalGeneration
-from whisper_hailo_hf.cli.main import main
 from whisper_hailo_hf.distillation.run import open_student
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "distill_encoder.py"
@@ -30,20 +29,6 @@ QUICK = {
     "per_device_eval_batch_size": "2",
     "preset": "micro",
 }
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from helpers_audio import cut, write
 pytest.importorskip("evaluate")
 
 from whisper_hailo_hf.audio import read_audio
-from whisper_hailo_hf.cli.main import main
 from whisper_hailo_hf.errors import RequestError
 from whisper_hailo_hf.evaluation import RecognitionOptions, evaluate_recognition
 from whisper_hailo_hf.evaluation.decoding_log import DecodingLog
@@ -42,20 +41,6 @@ def table(tmp_path_factory) -> Path:
     rows += [("wrong", "clip.flac", "9.847", wrong), ("quiet", "quiet.wav", "2.0", "")]
     (folder / "digits.tsv").write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
     return folder / "digits.tsv"
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def test_two_backends_on_real_speech(table, tmp_path, cli):

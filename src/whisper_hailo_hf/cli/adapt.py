@@ -1,12 +1,12 @@
 """`whisper-hailo adapt`: a decoder learns to read the states that were collected."""
 
-from argparse import ArgumentError
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from whisper_hailo_hf.cli import console
+from whisper_hailo_hf.cli.training import parse_settings, training_progress
 
 
 def adapt(
@@ -47,7 +47,6 @@ def adapt(
     console.quiet_libraries()
     from importlib.util import find_spec
 
-    from whisper_hailo_hf.cli.distill import _printer
     from whisper_hailo_hf.cli.serve import _need_extra
     from whisper_hailo_hf.errors import RequestError
 
@@ -55,9 +54,11 @@ def adapt(
     for module in ("accelerate", "pyarrow"):
         if find_spec(module) is None:
             raise RequestError(f"this verb needs {module}: pip install 'whisper-hailo-hf[serve,train,eval]'")
+    from whisper_hailo_hf.service.adaptation import DecoderAdaptationArguments
     from whisper_hailo_hf.service.adaptation import adapt as adapt_decoder
 
-    args = _parse(
+    (args,) = parse_settings(
+        (DecoderAdaptationArguments,),
         {
             "output_dir": str(output),
             "part": part,
@@ -66,6 +67,7 @@ def adapt(
             "per_device_train_batch_size": batch_size,
         },
         setting or [],
+        "examples/adapt_decoder.py",
     )
     args.disable_tqdm = True  # its lines would go to stdout, among the result
     with console.progress() as bars:
@@ -76,35 +78,9 @@ def adapt(
             reference=reference,
             eval_data=evaluate,
             eval_reference=evaluate_reference,
-            callbacks=[_printer(bars, "adapting")],
+            callbacks=[training_progress(bars, "adapting")],
         )
     if as_json:
         console.print_json({"model": str(output), "metrics": metrics})
     else:
         console.print_table(str(output), [(name.replace("_", " "), f"{v:.4g}") for name, v in metrics.items()])
-
-
-def _parse(named: dict[str, Any], settings: list[str]) -> Any:
-    from transformers import HfArgumentParser
-
-    from whisper_hailo_hf.cli.distill import _refuse
-    from whisper_hailo_hf.errors import RequestError
-    from whisper_hailo_hf.service.adaptation import DecoderAdaptationArguments
-
-    words = [f"--{name}={value}" for name, value in named.items()]
-    for text in settings:
-        name, sign, value = text.partition("=")
-        if not sign:
-            raise RequestError(f"--set {text}: write it as name=value, such as learning_rate=5e-5")
-        if name in named:
-            raise RequestError(f"--set {name}: this verb has an option of its own for it")
-        words += [f"--{name}", *value.split(",")]
-    kind: Any = DecoderAdaptationArguments
-    parser: Any = HfArgumentParser(kind, exit_on_error=False, allow_abbrev=False)
-    parser.error = _refuse
-    try:
-        return parser.parse_args_into_dataclasses(words)[0]
-    except RequestError:
-        raise
-    except (ArgumentError, ValueError, ImportError) as error:
-        raise RequestError(f"settings that do not fit: {str(error).splitlines()[0]}") from error
