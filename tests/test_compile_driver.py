@@ -22,10 +22,10 @@ from helpers_models import small_model
 from whisper_hailo_hf import RequestError, WhisperHailoError, artefacts, compile_encoder, quantize_encoder
 from whisper_hailo_hf.cli.main import main
 from whisper_hailo_hf.compile import compile_stages, driver
-from whisper_hailo_hf.compile.compile_report import Gates
 from whisper_hailo_hf.compile.compile_stages import STAGES
 from whisper_hailo_hf.compile.export import export_encoder
 from whisper_hailo_hf.compile.quantize_report import ErrorMeter
+from whisper_hailo_hf.fidelity import Gates
 from whisper_hailo_hf.hailo.har import read_har
 from whisper_hailo_hf.hailo.hef import read_hef
 from whisper_hailo_hf.modeling_whisper_hailo import WhisperHailoForConditionalGeneration

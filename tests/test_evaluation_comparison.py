@@ -31,7 +31,7 @@ def test_nothing_lost() -> None:
     assert found.metrics["drift_db"] == 0
     assert found.metrics["channel_mean_drift_max"] == pytest.approx(0, abs=1e-6)
     assert found.scale == pytest.approx(np.ones(WIDTH), abs=1e-6)
-    assert not Gates().failures(found)
+    assert not Gates().failures(found.metrics)
 
 
 def test_noise_of_a_known_level() -> None:
@@ -91,7 +91,7 @@ def test_what_padding_would_hide() -> None:
     found = compare_states(clean, spoiled, heard)
     assert found.metrics["snr_db"] > 20
     assert found.metrics["snr_db_heard"] < 15
-    (failure,) = Gates(cosine=0.5).failures(found)
+    (failure,) = Gates(cosine=0.5).failures(found.metrics)
     assert "on frames of the recordings" in failure
 
 
@@ -102,7 +102,7 @@ def test_values_that_are_no_numbers() -> None:
     found = compare_states(states(), spoiled, everywhere())
     assert found.metrics["bad_frames"] == 2
     assert found.metrics["snr_db"] == 200
-    assert Gates().failures(found) == ["2 frames with values that are not finite numbers"]
+    assert Gates().failures(found.metrics) == ["2 frames with values that are not finite numbers"]
     spoiled[:] = np.nan
     found = compare_states(states(), spoiled, everywhere())
     assert found.metrics["bad_frames"] == WINDOWS * POSITIONS

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from whisper_hailo_hf.errors import RequestError
+
 FLOOR = 1e-20  # of an error's energy relative to the signal's: 200 dB
 GATE_COSINE, GATE_SNR_DB = 0.98, 15.0  # what neighbouring stages must reach: mean cosine over frames, SNR
 
@@ -40,6 +42,41 @@ class Stage:
 
 class StageAbsent(Exception):
     """A stage that cannot be had here; the message says why. Nobody's fault: the ladder goes on without it."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What a stage must agree in with the one before it.
+
+    Attributes:
+        cosine: least mean cosine.
+        snr_db: least SNR, dB.
+    """
+
+    cosine: float = GATE_COSINE
+    snr_db: float = GATE_SNR_DB
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.cosine <= 1:
+            raise RequestError(f"the gate for the cosine lies between -1 and 1, it cannot be {self.cosine}")
+
+    def failures(self, metrics: Mapping[str, float]) -> list[str]:
+        """What is not met, in words; empty if all is well.
+
+        Args:
+            metrics: `bad_frames`, those with values that are not finite, and `cosine_mean` and `snr_db` over all
+                frames; where there are such, with `_heard` behind the name, over those that are no padding.
+        """
+        found = []
+        if metrics.get("bad_frames"):
+            found.append(f"{metrics['bad_frames']:.0f} frames with values that are not finite numbers")
+        for suffix, where in (("", ""), ("_heard", " on frames of the recordings")):
+            for name, words, least in (("cosine_mean", "cosine", self.cosine), ("snr_db", "SNR", self.snr_db)):
+                value = metrics.get(name + suffix)
+                if value is not None and not value >= least:
+                    unit = " dB" if name == "snr_db" else ""
+                    found.append(f"{words} {value:.4g}{unit} is below {least:g}{unit}{where}")
+        return found
 
 
 def decibels(signal: float, error: float) -> float:

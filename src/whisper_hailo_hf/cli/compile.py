@@ -67,7 +67,7 @@ def compile_(
     """
     console.quiet_libraries()
     from whisper_hailo_hf.compile import compile_encoder
-    from whisper_hailo_hf.compile.compile_report import Gates
+    from whisper_hailo_hf.fidelity import Gates
 
     with console.progress() as bars:
         report = compile_encoder(

@@ -6,36 +6,6 @@ from typing import Any
 
 from whisper_hailo_hf.compile.journal import Event
 from whisper_hailo_hf.compile.memory_guard import gib
-from whisper_hailo_hf.errors import RequestError
-from whisper_hailo_hf.fidelity import GATE_COSINE, GATE_SNR_DB
-
-
-@dataclass(frozen=True)
-class Gates:
-    """What the compiler's emulation must agree in with ONNX Runtime, over all frames.
-
-    Attributes:
-        cosine: least mean cosine.
-        snr_db: least SNR, dB.
-    """
-
-    cosine: float = GATE_COSINE
-    snr_db: float = GATE_SNR_DB
-
-    def __post_init__(self) -> None:
-        if not -1 <= self.cosine <= 1:
-            raise RequestError(f"the gate for the cosine lies between -1 and 1, it cannot be {self.cosine}")
-
-    def failures(self, figures: Mapping[str, float]) -> list[str]:
-        """What is not met, in words."""
-        if figures.get("bad_frames"):
-            return [f"{figures['bad_frames']:.0f} frames with values that are not finite numbers"]
-        found = []
-        if not figures["cosine_mean"] >= self.cosine:
-            found.append(f"cosine {figures['cosine_mean']:.4g} is below {self.cosine:g}")
-        if not figures["snr_db"] >= self.snr_db:
-            found.append(f"SNR {figures['snr_db']:.4g} dB is below {self.snr_db:g} dB")
-        return found
 
 
 @dataclass(frozen=True)

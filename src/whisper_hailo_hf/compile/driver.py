@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from whisper_hailo_hf import artefacts
-from whisper_hailo_hf.compile.compile_report import CompileReport, Gates, report_of
+from whisper_hailo_hf.compile.compile_report import CompileReport, report_of
 from whisper_hailo_hf.compile.compile_source import Source, Windows, choose_windows, open_source, work_beside
 from whisper_hailo_hf.compile.compile_stages import HEF, SCRIPT, STAGES, Build, Choices
 from whisper_hailo_hf.compile.dfc_errors import Context
@@ -23,6 +23,7 @@ from whisper_hailo_hf.compile.journal import Event, Journal
 from whisper_hailo_hf.compile.memory_guard import ceiling, gib
 from whisper_hailo_hf.compile.model_script import ENOUGH_WINDOWS, read_script
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
+from whisper_hailo_hf.fidelity import Gates
 from whisper_hailo_hf.version import __version__
 
 ARCHITECTURES = ("hailo8l", "hailo8", "hailo8r")  # of DFC 3; a HEF for hailo8l runs on a Hailo-8 too

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from whisper_hailo_hf.evaluation.metrics import CharacterErrorRate, WordErrorRate
     from whisper_hailo_hf.evaluation.recognition import RecognitionOptions, evaluate_recognition
     from whisper_hailo_hf.evaluation.recognition_report import RecognitionReport
-    from whisper_hailo_hf.evaluation.report import Gates, StageReport, StageResult
+    from whisper_hailo_hf.evaluation.report import StageReport, StageResult
     from whisper_hailo_hf.evaluation.stages import Stage, StageAbsent, register_stage, stage_names
     from whisper_hailo_hf.evaluation.windows import AudioWindows, load_windows
+    from whisper_hailo_hf.fidelity import Gates
 
 _HOMES = {
     "AudioWindows": "windows",

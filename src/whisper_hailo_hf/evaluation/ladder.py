@@ -13,11 +13,12 @@ from transformers import AutoTokenizer, PreTrainedModel, WhisperForConditionalGe
 from whisper_hailo_hf import artefacts
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
 from whisper_hailo_hf.evaluation.comparison import compare_states
-from whisper_hailo_hf.evaluation.report import Gates, StageReport, StageResult
+from whisper_hailo_hf.evaluation.report import StageReport, StageResult
 from whisper_hailo_hf.evaluation.stages import Opener, Stage, StageAbsent
 from whisper_hailo_hf.evaluation.stages import openers as openers_of
 from whisper_hailo_hf.evaluation.transcripts import Transcriber
 from whisper_hailo_hf.evaluation.windows import Audio, AudioWindows, load_windows
+from whisper_hailo_hf.fidelity import Gates
 from whisper_hailo_hf.model_loading import encoder_of, open_model
 from whisper_hailo_hf.modeling_whisper_hailo import HailoWhisperEncoder
 
@@ -96,7 +97,7 @@ def compare_stages(
         if before is not None and first is not None:
             neighbour = compare_states(before[1], states, data.heard, (before[0], name))
             report.neighbours.append(neighbour)
-            if failures := gates.failures(neighbour):
+            if failures := gates.failures(neighbour.metrics):
                 report.broken[name] = f"against {before[0]}, {', '.join(failures)}"
             if before is not first:
                 report.against_first.append(compare_states(first[1], states, data.heard, (first[0], name)))

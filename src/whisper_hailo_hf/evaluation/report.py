@@ -7,39 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whisper_hailo_hf.errors import RequestError
 from whisper_hailo_hf.evaluation.comparison import Comparison
-from whisper_hailo_hf.fidelity import GATE_COSINE, GATE_SNR_DB
-
-
-@dataclass(frozen=True)
-class Gates:
-    """What neighbouring stages must agree in, over all frames and over those that are no padding.
-
-    Attributes:
-        cosine: least mean cosine.
-        snr_db: least SNR, dB.
-    """
-
-    cosine: float = GATE_COSINE
-    snr_db: float = GATE_SNR_DB
-
-    def __post_init__(self) -> None:
-        if not -1 <= self.cosine <= 1:
-            raise RequestError(f"the gate for the cosine lies between -1 and 1, it cannot be {self.cosine}")
-
-    def failures(self, comparison: Comparison) -> list[str]:
-        """What is not met, in words; empty if all is well."""
-        found, metrics = [], comparison.metrics
-        if metrics["bad_frames"]:
-            found.append(f"{metrics['bad_frames']:.0f} frames with values that are not finite numbers")
-        for suffix, where in (("", ""), ("_heard", " on frames of the recordings")):
-            for name, words, least in (("cosine_mean", "cosine", self.cosine), ("snr_db", "SNR", self.snr_db)):
-                value = metrics.get(name + suffix)
-                if value is not None and not value >= least:
-                    unit = " dB" if name == "snr_db" else ""
-                    found.append(f"{words} {value:.4g}{unit} is below {least:g}{unit}{where}")
-        return found
+from whisper_hailo_hf.fidelity import Gates
 
 
 @dataclass
