@@ -216,19 +216,20 @@ class OnnxDecoder:
         if self._sessions is None or self._owner != os.getpid():  # not one carried over a fork
             self._forget()
             self._version = self._weights()
-            step = self._session(step_graph(self.decoder, self.proj_out, self.int8))
-            self._sessions = step, self._session(cross_graph(self.decoder, self.int8))
+            # as bytes: while a session takes its weights out of them, they are not in memory as a graph too
+            step = self._session(step_graph(self.decoder, self.proj_out, self.int8).SerializeToString())
+            self._sessions = step, self._session(cross_graph(self.decoder, self.int8).SerializeToString())
             self._owner = os.getpid()
         return self._sessions
 
-    def _session(self, model: Any) -> Any:
+    def _session(self, graph: bytes) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         # threads that wait for work by spinning keep torch's, which run between two calls, from the cores
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.intra_op_num_threads = self.threads or torch.get_num_threads()
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _is_plain(cache: Any) -> bool:
