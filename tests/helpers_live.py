@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -71,7 +73,8 @@ class FakeSoundDevice(types.ModuleType):
     Args:
         devices: (name, input channels, own rate, rates that it can) of each.
         samples: what the microphone hears, (samples,), at the rate that it is opened with.
-        ends: `plays on`, `silent` (no more callbacks, as ALSA does for some devices), or `stops` (the stream ends).
+        ends: `plays on`, `silent` (no more callbacks, as ALSA does for some devices), `stops` (the stream ends), or
+            `ctrl-c` (it plays on, and somebody presses that).
     """
 
     PortAudioError = PortAudioError
@@ -119,7 +122,7 @@ class _FakeStream:
 
     def _run(self) -> None:
         size, rate = self.settings["blocksize"], self.settings["samplerate"]
-        place = 0
+        place, pressed = 0, False
         while not self._left.is_set():
             block = self.module.samples[place : place + size]
             if len(block) < size:
@@ -128,6 +131,9 @@ class _FakeStream:
                 if self.module.ends == "stops":
                     self.settings["finished_callback"]()
                     return
+                if self.module.ends == "ctrl-c" and not pressed:
+                    pressed = True
+                    os.kill(os.getpid(), signal.SIGINT)
                 block = np.zeros(size, np.float32)
             clock = types.SimpleNamespace(inputBufferAdcTime=100.0 + place / rate)
             frames = np.repeat(block[:, None], self.settings["channels"], axis=1)

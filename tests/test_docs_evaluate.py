@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import shlex
 import shutil
 from pathlib import Path
@@ -10,28 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from helpers_docs import pieces
+from helpers_docs_place import BenchmarkHere
 from transformers import WhisperProcessor
 
 from whisper_hailo_hf import WhisperHailoForConditionalGeneration
 from whisper_hailo_hf.cli.main import main
 from whisper_hailo_hf.evaluation import benchmark
 from whisper_hailo_hf.evaluation.bench_process import BenchProcess
-from whisper_hailo_hf.evaluation.bench_systems import make_system
-from whisper_hailo_hf.evaluation.bench_worker import resident_mib
 
 for name in ("datasets", "evaluate", "matplotlib", "onnxruntime"):
     pytest.importorskip(name)
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+PAGE = pieces("docs/evaluate.md")
 SAID = (ROOT / "examples" / "digits_theo.txt").read_text(encoding="utf-8").strip()
 QUICK = "--turns 1 --warm-up 0 --tokens 2 --threads 1 --no-faster-whisper"
 
 
 def commands(verb: str) -> list[list[str]]:
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith(f"whisper-hailo {verb}")]
+    return [shlex.split(piece.text)[1:] for piece in PAGE if piece.text.startswith(f"whisper-hailo {verb}")]
 
 
 @pytest.fixture(scope="module")
@@ -66,25 +63,6 @@ def cli(place, capsys, monkeypatch):
         return captured.out, captured.err
 
     return run
-
-
-class Here:
-    """A system in this process: starting one takes longer than all that it does here."""
-
-    def __init__(self, spec, windows, tokens, threads):
-        self.spec, self.system = spec, make_system(spec, list(np.load(windows)), tokens, threads)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def run(self, measure):
-        return self.system.run(measure)
-
-    def look(self):
-        return {"seconds": 0.0, "before_mib": None, "peak_mib": resident_mib()[1], "info": self.system.info()}
 
 
 def hub_dataset(name: str, config: str, *, split: str, streaming: bool):
@@ -123,10 +101,10 @@ def test_error_rates(cli, place, monkeypatch, stock_whisper):
 
 
 def test_speed(cli, place, monkeypatch):
-    first, second, third = ([*words, *QUICK.split()] for words in commands("bench"))
+    first, second, third, measured = ([*words, *QUICK.split()] for words in commands("bench"))
 
     def stock_in_its_own_process(spec, *settings):
-        return (BenchProcess if spec.kind == "stock" else Here)(spec, *settings)
+        return (BenchProcess if spec.kind == "stock" else BenchmarkHere)(spec, *settings)
 
     monkeypatch.setattr(benchmark, "BenchProcess", stock_in_its_own_process)
     out, err = cli([word.replace("tiny", "micro") for word in first])
@@ -149,17 +127,21 @@ def test_speed(cli, place, monkeypatch):
     for system in found["systems"]:
         assert all(len(seconds) == 1 for seconds in system["seconds"].values())
     assert found["provenance"]["versions"]["torch"]
-    monkeypatch.setattr(benchmark, "BenchProcess", Here)
+    monkeypatch.setattr(benchmark, "BenchProcess", BenchmarkHere)
     out, err = cli([word.replace("tiny", "micro") for word in second])
     assert "now and then" in out
     assert "ours onnx" in out
     out, _ = cli(third)
     assert [system["kind"] for system in json.loads(out)["systems"]] == ["stock", "ours", "ours"]
+    measured += ["--encoder-backend", "torch", "--decoder-backend", "torch"]  # all of them had their turn above
+    out, _ = cli([word.replace("tiny", "micro") for word in measured])
+    assert "stock torch" in out
 
 
 def test_programs(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(compile(code, "docs/evaluate.md", "exec"), {"__name__": "__main__"})
+    for piece in PAGE:
+        if piece.kind == "program":
+            exec(compile(piece.text, str(piece), "exec"), {"__name__": "__main__"})
     out = capsys.readouterr().out
     assert "student torch student onnx 0.0 1.0" in out

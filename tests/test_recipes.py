@@ -4,12 +4,20 @@ import io
 import itertools
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from helpers_docs import Reader
+from helpers_docs_place import (
+    place,  # noqa: F401  # a fixture
+    put_clip,
+    put_stock,
+    there,
+)
 from transformers import HfArgumentParser
 
 from whisper_hailo_hf.distillation.arguments import EncoderDistillationArguments
@@ -70,6 +78,7 @@ def hub(tmp_path, monkeypatch):
         return load_dataset("parquet", data_files=files, split="train", streaming=True)
 
     monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # 5 s each time a stream is closed
 
 
 def test_the_french_program_trains_and_goes_on(hub, tmp_path, monkeypatch, capsys, stock_whisper):
@@ -93,6 +102,55 @@ def test_the_french_program_trains_and_goes_on(hub, tmp_path, monkeypatch, capsy
         assert (tmp_path / "french" / "model.safetensors").is_file()
     assert (tmp_path / "french" / "checkpoint-2").is_dir()
     assert (tmp_path / "french" / "checkpoint-3").is_dir()
+
+
+@pytest.mark.usefixtures("place", "hub")
+def test_the_page(monkeypatch, capsys, stock_whisper):
+    put_stock(stock_whisper, "openai/whisper-small")
+    put_clip("recordings/one.wav")
+    seen = {}
+    for split in ("train", "dev", "test"):
+        put_clip(f"cv-corpus/fr/clips/{split}.flac", seconds=9.0)
+        rows = ("client_id\tpath\tsentence\tup_votes", f'x\t{split}.flac\t"Où" est la rue ?\t2')
+        Path(f"cv-corpus/fr/{split}.tsv").write_text("\n".join([*rows, ""]), encoding="utf-8")
+
+    def converted(_done):
+        table = Path("cv-corpus/fr/speech-dev.tsv").read_text(encoding="utf-8").splitlines()
+        assert table == ["id\tpath\ttext\tlanguage", 'dev.flac\tclips/dev.flac\t"Où" est la rue ?\tfr']
+
+    def tried(_done):
+        assert Path("trial/model.safetensors").is_file()
+        shutil.copytree("trial", "french")  # the program that makes it is run above
+
+    settings = (
+        "eval_windows=2 statistics_windows=2 bf16=false dataloader_num_workers=0 use_cpu=true report_to=none "
+        "learning_rate=0.01 warmup_steps=0"  # a step that is large enough for the encoder to tell windows apart
+    )
+    small = " ".join(["--steps 1 --batch-size 2", *(f"--set {setting}" for setting in settings.split())])
+    Reader(
+        "docs/recipes/whisper-small-french.md",
+        monkeypatch,
+        capsys,
+        more={
+            "whisper-hailo init": "--preset micro",
+            "whisper-hailo distill": small,
+            "whisper-hailo quantize": "--windows 2",
+            "whisper-hailo verify": "--windows 1",
+        },
+        after={
+            "python - cv-corpus/fr": converted,
+            "whisper-hailo init": there("student/model.safetensors"),
+            "whisper-hailo distill": tried,
+            "whisper-hailo transcribe": there("captions/one.srt"),
+            "whisper-hailo export": there("french.onnx"),
+            "whisper-hailo check": lambda done: seen.update(check=done.out),
+            "whisper-hailo quantize": there("french/onnx/encoder_int8.onnx"),
+            "whisper-hailo verify": lambda done: seen.update(ladder=done.out),
+        },
+    ).read()
+    assert "on a Raspberry Pi 5 (modelled)" in seen["check"]
+    assert "emulator against onnx" in seen["ladder"]
+    there("report.html")(None)
 
 
 def test_settings_of_a_trial_exist():
