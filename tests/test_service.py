@@ -409,10 +409,12 @@ def test_a_full_queue_and_a_failing_device(folder):
     with background_server(folder, settings, "torch") as slow:
         backend, open_gate = slow.served.encoder.backend, threading.Event()
         whole = type(backend).encode
-        backend.encode = lambda features: open_gate.wait(20) and whole(backend, features)
+        backend.encode = lambda features: open_gate.wait(40) and whole(backend, features)
         client = connect(slow)
         calls = [client.encode(request()) for _ in range(6)]
-        time.sleep(1.0)
+        deadline = time.monotonic() + 20
+        while sum(call.done() for call in calls) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
         open_gate.set()
         codes = [call.code() for call in calls]
         assert codes.count(_Code.OK) == 3
