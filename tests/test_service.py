@@ -298,8 +298,13 @@ def test_a_small_message_that_unpacks_to_a_giant(server, client):
     assert client.encode(request()).result().states.data
 
 
-def test_expired_deadline(channel, client):
-    assert refused(raw(channel), request().SerializeToString(), timeout=0.0001)[0] is _Code.DEADLINE_EXCEEDED
+def test_expired_deadline(server, channel, client, monkeypatch):
+    backend, gate = server.served.encoder.backend, threading.Event()
+    run = backend.core_states
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "core_states", lambda features: gate.wait(20) and run(features))
+        assert refused(raw(channel), request().SerializeToString(), timeout=0.3)[0] is _Code.DEADLINE_EXCEEDED
+        gate.set()
     assert client.encode(request()).result().states.data
 
 
