@@ -343,7 +343,7 @@ def test_interrupt(tmp_path, make_speech, stock_whisper):
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
-        # a shell gives what it starts in the background SIGINT ignored, and so down to here
+        # whoever runs the tests may ignore SIGINT, which a child would inherit
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(6)  # by now it is importing or transcribing: either must end quietly
