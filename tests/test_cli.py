@@ -331,7 +331,8 @@ def test_a_reader_that_goes_away_is_no_error(speech_file, stock_whisper):
     assert "BrokenPipe" not in result.stderr
 
 
-def test_interrupt(tmp_path, make_speech, stock_whisper):
+@pytest.mark.parametrize("moment", ["importing", "transcribing"])
+def test_interrupt(tmp_path, make_speech, stock_whisper, moment):
     path = write(tmp_path / "0.wav", np.tile(make_speech(30.0), 60))
     for name in range(1, 30):  # more than any machine is through with when it is interrupted
         os.link(path, tmp_path / f"{name}.wav")
@@ -340,19 +341,40 @@ def test_interrupt(tmp_path, make_speech, stock_whisper):
     process = subprocess.Popen(
         list(map(str, command)),
         stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
         text=True,
         env=environment,
-        # whoever runs the tests may ignore SIGINT, which a child would inherit
+        # A background job of a shell ignores SIGINT, and so do the tests that it runs and what they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    time.sleep(6)  # by now it is importing or transcribing: either must end quietly
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        if moment == "importing":
+            time.sleep(1)
+        else:
+            assert process.stderr.readline().startswith("wrote ")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == 130
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
     assert "KeyboardInterrupt" not in err
+
+
+def test_interrupt_before_the_command_line_is_there():
+    code = """
+import sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from whisper_hailo_hf.cli.entry import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
 
 def test_options_that_lines_advise_exist():

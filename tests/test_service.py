@@ -414,9 +414,17 @@ def test_a_full_queue_and_a_failing_device(folder):
     with background_server(folder, settings, "torch") as slow:
         backend, open_gate = slow.served.encoder.backend, threading.Event()
         whole = type(backend).encode
-        backend.encode = lambda features: open_gate.wait(40) and whole(backend, features)
+        at_device = threading.Event()
+
+        def hold(features):
+            at_device.set()
+            return open_gate.wait(40) and whole(backend, features)
+
+        backend.encode = hold
         client = connect(slow)
-        calls = [client.encode(request()) for _ in range(6)]
+        calls = [client.encode(request())]
+        assert at_device.wait(20)  # else it may still stand in the queue when the others come
+        calls += [client.encode(request()) for _ in range(5)]
         deadline = time.monotonic() + 20
         while sum(call.done() for call in calls) < 3 and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -79,8 +79,12 @@ def main(arguments: list[str] | None = None) -> None:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]  # before or after the verb
     arguments = [argument for argument in arguments[:end] if argument != "--debug"] + arguments[end:]
-    command: Any = typer.main.get_command(app)
-    end_with(lambda: command.main(arguments or ["--help"], prog_name="whisper-hailo", standalone_mode=False), debug)
+
+    def run() -> Any:
+        command: Any = typer.main.get_command(app)
+        return command.main(arguments or ["--help"], prog_name="whisper-hailo", standalone_mode=False)
+
+    end_with(run, debug)
 
 
 def end_with(work: Callable[[], Any], debug: bool = False) -> NoReturn:
