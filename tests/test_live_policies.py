@@ -8,7 +8,7 @@ from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 
 from whisper_hailo_hf.errors import RequestError
 from whisper_hailo_hf.live import guards
-from whisper_hailo_hf.live.alignment import token_starts, trim_to_speech, warp
+from whisper_hailo_hf.live.alignment import edges_at_pauses, token_starts, warp
 from whisper_hailo_hf.live.policies import AlignAtt, GuessedWord, LocalAgreement, make_policy
 
 
@@ -103,12 +103,33 @@ def test_tokens_begin_where_the_attention_goes():
     assert starts[1:] == pytest.approx([0.6, 1.1, 1.8], abs=0.05)
 
 
-def test_words_are_trimmed_to_the_speech_they_are_in():
-    probabilities = [0.0] * 10 + [0.9] * 10 + [0.0] * 10 + [0.9] * 5
-    start, end = trim_to_speech(0.0, 0.9, 0.5, probabilities, 0.032, 0.35)
-    assert (start, end) == (pytest.approx(0.26), pytest.approx(0.70))
-    assert trim_to_speech(0.35, 0.6, 0.5, probabilities, 0.032, 0.35) == (0.35, 0.6)
-    assert trim_to_speech(0.7, 0.9, 0.8, probabilities, 0.032, 0.35) == (0.7, 0.9)  # no speech there: as it was
-    # two stretches with a pause between them: the one that the attention was in
-    assert trim_to_speech(0.2, 1.1, 0.6, probabilities, 0.032, 0.35)[1] == pytest.approx(0.70)
-    assert trim_to_speech(0.2, 1.1, 1.0, probabilities, 0.032, 0.35) == (pytest.approx(0.90), pytest.approx(1.1))
+def test_edges_of_words_go_to_the_pauses_beside_them():
+    # speech from 0.32 to 0.64, 0.96 to 1.12, and from 1.60 s on; the detector falls 0.08 s late
+    probabilities = [0.0] * 10 + [0.9] * 10 + [0.0] * 10 + [0.9] * 5 + [0.0] * 15 + [0.9] * 10
+
+    def edges(start, end, *peaks):
+        return edges_at_pauses(start, end, peaks, probabilities, 0.032, 0.35)
+
+    assert edges(0.1, 0.9, 0.0, 0.5, 0.5, 1.0) == (pytest.approx(0.32), pytest.approx(0.56))
+    # a path that is early or late is mended, on either side of the pause
+    assert edges(0.5, 1.3, 0.5, 1.0, 1.0, 1.7) == (pytest.approx(0.96), pytest.approx(1.04))
+    # not across the peak of a neighbour, nor of the word itself: it lies in one stretch, though the path has two
+    assert edges(0.1, 1.1, 0.0, 0.4, 1.0, 1.06) == (pytest.approx(0.32), 1.1)
+    assert edges(0.45, 0.5, 0.4, 0.45, 0.5, 0.6) == (0.45, 0.5)
+    # of two pauses within a word's reach the nearer one
+    assert edges(0.7, 1.1, 0.4, 1.9, 1.9, 1.92)[0] == pytest.approx(0.96)
+    assert edges(1.4, 1.9, 0.4, 1.9, 1.9, 1.92)[0] == pytest.approx(1.6)
+    # one that is too far away is another one
+    assert edges(0.4, 1.9, 0.0, 1.9, 1.9, 1.92)[0] == pytest.approx(0.32)
+    assert edges(1.1, 1.9, 1.0, 1.11, 1.9, 1.92) == (1.1, 1.9)
+    # a burst between a pause and a longer one still is the word; behind as long a pause it is not
+    assert edges(0.3, 0.6, 0.0, 0.4, 0.4, 1.7)[1] == pytest.approx(1.12 - 0.08)
+    probabilities[25:30] = [0.9] * 5
+    probabilities[20:25] = [0.0] * 5
+    probabilities[35:40] = [0.0] * 5
+    probabilities[40:] = [0.9] * 20
+    assert edges(0.3, 0.6, 0.0, 0.4, 0.4, 1.7)[1] == pytest.approx(0.64 - 0.08)
+    probabilities[:] = [0.0] * 10 + [0.9] * 10 + [0.0] * 10 + [0.9] * 5 + [0.0] * 25
+    # no speech where the attention was: as it was; and an end is not before the word's peak
+    assert edges(0.7, 0.9, 0.6, 0.8, 0.8, 1.0) == (0.7, 0.9)
+    assert edges(0.4, 0.5, 0.0, 0.62, 0.62, 1.0)[1] == pytest.approx(0.62)

@@ -1,9 +1,11 @@
 """How sure an error rate is: bootstrap intervals over utterances, and paired differences between systems.
 
 The bootstrap of Bisani & Ney (ICASSP 2004, doi:10.1109/ICASSP.2004.1326009): utterances are drawn with replacement,
-each draw gives a rate, errors over words in sum. The intervals are bias-corrected and accelerated (BCa: Efron, JASA
-1987, doi:10.1080/01621459.1987.10478410), since the rate is a ratio and its distribution is skewed: with few
-utterances plain percentiles lie too low.
+each draw gives a rate, errors over words in sum. The intervals of a rate are bias-corrected and accelerated (BCa:
+Efron, JASA 1987, doi:10.1080/01621459.1987.10478410), since its distribution is skewed: with few utterances plain
+percentiles lie too low. Of a difference, which is skewed to neither side, plain percentiles cover the truth better.
+Both are widened as Student's t is wider than the normal distribution (Hesterberg, The American Statistician 2015,
+doi:10.1080/00031305.2015.1089789, on narrowness): draws know the spread of the utterances at hand only.
 
 Whether two systems differ at all is told by a paired permutation test (Noreen, Computer-Intensive Methods for Testing
 Hypotheses, 1989, chapter 2): if they do not, each utterance's two counts might as well be swapped. It holds for the
@@ -68,13 +70,15 @@ def rate_interval(
         seed: of the draws; the same counts give the same interval.
 
     Raises:
-        RequestError: no words at all, arrays that do not fit, or a setting out of range.
+        RequestError: no words at all, arrays that do not fit, a setting out of range, or scipy is not installed.
     """
     errors, lengths = _checked(errors, lengths, confidence, resamples)
     if not errors.any():
-        return Interval(0.0, float(1 - (1 - confidence) ** (1 / lengths.sum())), confidence)
-    drawn = _drawn_rates(errors, lengths, resamples, seed)
-    return _bca(drawn, _rate(errors, lengths), _leave_one_out(errors, lengths), confidence)
+        return Interval(0.0, _largest_unseen(lengths, confidence), confidence)
+    drawn, value = _drawn_rates(errors, lengths, resamples, seed), _rate(errors, lengths)
+    wider = _widened(confidence, errors - value * lengths)
+    low, high = np.quantile(drawn, _bca_tails(drawn, value, _leave_one_out(errors, lengths), wider))
+    return Interval(float(low), float(high), confidence)
 
 
 def paired_difference(
@@ -89,6 +93,9 @@ def paired_difference(
     """One system's rate less another's: a bootstrap of which each draw takes the same utterances of both, for the
     interval, and a permutation test.
 
+    Without any difference every draw gives zero: the interval then reaches as far to both sides as that of a rate
+    without any error.
+
     Args:
         errors, others: of each utterance, of the one system and of the other, (utterances,).
         lengths: words or characters of each reference, (utterances,).
@@ -98,9 +105,12 @@ def paired_difference(
     both, lengths = _checked(both, lengths, confidence, resamples)
     value = _rate(both, lengths)
     if not both.any():
-        return Difference(0.0, Interval(0.0, 0.0, confidence), 1.0)
+        largest = _largest_unseen(lengths, confidence)
+        return Difference(0.0, Interval(-largest, largest, confidence), 1.0)
+    wider = _widened(confidence, both - value * lengths)
     drawn = _drawn_rates(both, lengths, resamples, seed)
-    interval = _bca(drawn, value, _leave_one_out(both, lengths), confidence)
+    low, high = np.quantile(drawn, ((1 - wider) / 2, (1 + wider) / 2))
+    interval = Interval(float(low), float(high), confidence)
     return Difference(value, interval, _permutation_p(both[both != 0], resamples, seed))
 
 
@@ -142,6 +152,31 @@ def _permutation_p(differences: npt.NDArray[np.float64], swaps: int, seed: int) 
     return (as_large + 1) / (swaps + 1)
 
 
+def _largest_unseen(lengths: npt.NDArray[np.float64], confidence: float) -> float:
+    return float(1 - (1 - confidence) ** (1 / lengths.sum()))
+
+
+def _widened(confidence: float, apart: npt.NDArray[np.float64]) -> float:
+    """What to ask of a bootstrap that knows neither that n utterances spread by a factor of sqrt(1 - 1/n) less than
+    what they are drawn from, nor how uncertain that spread is.
+
+    How uncertain is told by the kurtosis of what the utterances are apart from the rate: the variance of n of them has
+    itself a variance of (kurtosis - 1) / n, that of a chi-square of 2 n / (kurtosis - 1) degrees of freedom; of even
+    utterances n - 1, of few bad ones among many good ones as few as 2.
+    """
+    try:
+        from scipy.special import ndtr, stdtrit
+    except ImportError as error:
+        raise RequestError("intervals need scipy: pip install 'whisper-hailo-hf[eval]'") from error
+    n, spread = len(apart), (apart**2).sum()
+    if n < 2 or spread == 0:
+        return confidence
+    kurtosis = n * (apart**4).sum() / spread**2
+    freedom = min(n - 1, 2 * n / max(kurtosis - 1, 1e-9))
+    z = stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(n / (n - 1))
+    return min(float(2 * ndtr(z) - 1), 1 - 1e-9)
+
+
 def _rate(errors: npt.NDArray[np.float64], lengths: npt.NDArray[np.float64]) -> float:
     return float(errors.sum() / lengths.sum())
 
@@ -174,21 +209,22 @@ def _leave_one_out(errors: npt.NDArray[np.float64], lengths: npt.NDArray[np.floa
     return (errors.sum() - errors)[words > 0] / words[words > 0]
 
 
-def _bca(
+def _bca_tails(
     drawn: npt.NDArray[np.float64], value: float, left_out: npt.NDArray[np.float64], confidence: float
-) -> Interval:
+) -> tuple[float, float]:
     """Efron 1987, equations 2.3 and 6.6: percentiles moved by the bias of the draws and the skew of the statistic."""
     below = ((drawn < value).sum() + (drawn == value).sum() / 2) / len(drawn)
-    tails = ((1 - confidence) / 2, (1 + confidence) / 2)
     apart = left_out.mean() - left_out if len(left_out) else left_out
     spread = (apart**2).sum()
-    if 0 < below < 1 and spread > 0:
-        bias = _NORMAL.inv_cdf(float(below))
-        acceleration = float((apart**3).sum() / (6 * spread**1.5))
-        moved = []
-        for tail in tails:
-            z = bias + _NORMAL.inv_cdf(tail)
-            moved.append(_NORMAL.cdf(bias + z / (1 - acceleration * z)))
-        tails = (moved[0], moved[1])
-    low, high = np.quantile(drawn, tails)
-    return Interval(float(low), float(high), confidence)
+    if not 0 < below < 1 or spread == 0:
+        return (1 - confidence) / 2, (1 + confidence) / 2
+    bias = _NORMAL.inv_cdf(float(below))
+    acceleration = float((apart**3).sum() / (6 * spread**1.5))
+
+    def moved(tail: float) -> float:
+        z = bias + _NORMAL.inv_cdf(tail)
+        if acceleration * z >= 1:  # beyond all that can be drawn
+            return float(z > 0)
+        return _NORMAL.cdf(bias + z / (1 - acceleration * z))
+
+    return moved((1 - confidence) / 2), moved((1 + confidence) / 2)

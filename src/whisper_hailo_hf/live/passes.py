@@ -11,7 +11,7 @@ import torch
 
 from whisper_hailo_hf.audio import SAMPLING_RATE, FloatArray
 from whisper_hailo_hf.live import guards
-from whisper_hailo_hf.live.alignment import POSITION_S, token_starts, trim_to_speech
+from whisper_hailo_hf.live.alignment import POSITION_S, edges_at_pauses, token_starts
 from whisper_hailo_hf.live.decoding import Decoded, GreedyDecoder
 from whisper_hailo_hf.live.events import LiveWord
 from whisper_hailo_hf.live.policies import GuessedWord, Policy
@@ -167,8 +167,12 @@ class PassReader:
         starts = token_starts(found.decoded.attention, min(item.positions, found.decoded.attention.shape[1]))
         committed = []
         done = 0
-        for guess, (first, stop) in zip(found.words[:count], found.spans[:count], strict=True):
-            word = self._timed(item, found, guess, starts, first, stop)
+        for index, (first, stop) in enumerate(found.spans[:count]):
+            guess = found.words[index]
+            path = starts[found.forced + first], starts[found.forced + stop]
+            start, end = self._edges(item, path, guess, found.words[index + 1 : index + 2])
+            probability = float(np.exp(np.mean(found.decoded.logprobs[first:stop])))
+            word = LiveWord(guess.text, round(start, 3), round(end, 3), round(probability, 4))
             place = max(guess.frames, default=0)
             phrase.said.append(Said(word, tuple(tokens[done:stop]), item.base, place))
             done = stop
@@ -184,18 +188,27 @@ class PassReader:
         phrase.draft = phrase.draft[done:]
         return committed
 
-    def _timed(
-        self, item: Pass, found: Hypothesis, guess: GuessedWord, starts: list[float], first: int, stop: int
-    ) -> LiveWord:
-        start, end = starts[found.forced + first], starts[found.forced + stop]
-        peak = max(guess.frames, default=0) * POSITION_S
-        if end < peak < end + 1.0:  # the path has left the word before its attention did
-            end = min(peak + 0.1, item.seconds)
-        start, end = trim_to_speech(start, end, peak, item.probabilities, FRAME / SAMPLING_RATE, LOWER)
+    def _edges(
+        self, item: Pass, path: tuple[float, float], guess: GuessedWord, following: Sequence[GuessedWord]
+    ) -> tuple[float, float]:
+        """A word's start and end on the stream's clock; `path`: its edges by the attention's path, in the window."""
+        start, end = path
+        frames = guess.frames or (0,)
+        first, last = min(frames) * POSITION_S, max(frames) * POSITION_S
+        if end < last < end + 1.0:  # the path has left the word before its attention did
+            end = min(last + 0.1, item.seconds)
+        before, after = 0.0, item.seconds
+        if item.phrase.said:
+            said = item.phrase.said[-1]
+            before = said.place * POSITION_S - (item.base - said.base) / SAMPLING_RATE
+        for word in following:
+            if word.frames and last < min(word.frames) * POSITION_S < after:
+                after = min(word.frames) * POSITION_S
+        peaks = before, first, last, after
+        start, end = edges_at_pauses(start, end, peaks, item.probabilities, FRAME / SAMPLING_RATE, LOWER)
         offset = item.base / SAMPLING_RATE
         start = max(self._latest, offset + start)
-        probability = float(np.exp(np.mean(found.decoded.logprobs[first:stop])))
-        return LiveWord(guess.text, round(start, 3), round(max(start, offset + end), 3), round(probability, 4))
+        return start, max(start, offset + end)
 
     def _forced(self, said: Sequence[Said], base: int) -> list[int]:
         """The tokens of committed words, for a window that may begin later than the one they were found in."""
