@@ -159,14 +159,23 @@ def word_error_rate(truth: str, text: str) -> dict[str, Any]:
 
 
 def matched(truth: Sequence[Any], found: Sequence[Any]) -> list[tuple[int, int]]:
-    """Pairs of indices of the words that were recognised."""
+    """Pairs of indices of the words that were recognised.
+
+    Of equal words beside each other, one of which is too many, jiwer takes any: here it is the one nearest in time.
+    """
     result = jiwer.process_words(" ".join(w.text for w in truth), " ".join(w.text.strip() for w in found))
-    pairs = []
+    pairs = {}
     for part in result.alignments[0]:
         if part.type == "equal":
             length = part.ref_end_idx - part.ref_start_idx
-            pairs += [(part.ref_start_idx + k, part.hyp_start_idx + k) for k in range(length)]
-    return pairs
+            pairs |= {part.ref_start_idx + k: part.hyp_start_idx + k for k in range(length)}
+    free = set(range(len(found))) - set(pairs.values())
+    for ref, hyp in pairs.items():
+        beside = [one for one in (hyp - 1, hyp + 1) if one in free and found[one].text.strip() == truth[ref].text]
+        best = min([hyp, *beside], key=lambda one: abs(found[one].start - truth[ref].start))
+        free = free - {best} | ({hyp} if best != hyp else set())
+        pairs[ref] = best
+    return list(pairs.items())
 
 
 def delays(stream: Stream, played: Played) -> dict[str, Any]:

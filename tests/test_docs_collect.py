@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
 from helpers_docs import Reader
 from helpers_docs_place import (
     Services,
@@ -26,6 +27,7 @@ for name in ("accelerate", "cryptography", "datasets", "grpc", "onnxruntime"):
 def test_the_page(place, monkeypatch, capsys, stock_whisper, multilingual_processor):  # noqa: F811
     put_speech("speech", 3, 1.0)
     put_table("train.tsv", "speech")
+    soundfile.write("talk.flac", clip(1.0), 16_000)
     put_stock(stock_whisper, "stock")
     put_model("stock", "MODEL", multilingual_processor, preset="micro")
     put_integers("MODEL")
@@ -65,6 +67,7 @@ def test_the_page(place, monkeypatch, capsys, stock_whisper, multilingual_proces
             here={
                 '"localhost:50505"': lambda: repr(services.address()),
                 '"address": "pi.local"': lambda: f'"address": {services.address()!r}',
+                "--address pi.local": lambda: f"--address {services.address()}",
                 "--server pi.local": lambda: f"--server {services.address()}",
                 "--server localhost": lambda: f"--server {services.address()}",
                 "/opt/whisper/bin/": "",
@@ -86,6 +89,7 @@ def test_the_page(place, monkeypatch, capsys, stock_whisper, multilingual_proces
                     *(f"tls/{file}" for file in ("ca.pem", "server.pem", "server-key.pem", "client.pem", "token"))
                 ),
                 "from pathlib import Path": encrypted,
+                "WHISPER_HAILO_CA": lambda done: seen.update(transcribed=done.out, summary=done.err),
                 "/opt/whisper/bin/whisper-hailo serve": as_a_unit,
                 "whisper-hailo collect train.tsv states": collected,
                 "whisper-hailo collect train.tsv float-states": collected_floats,
@@ -97,6 +101,8 @@ def test_the_page(place, monkeypatch, capsys, stock_whisper, multilingual_proces
     assert "backend          hef" in seen["served"]
     assert seen["text"]
     assert seen["info"]["encrypted"]
+    assert seen["transcribed"].strip()
+    assert "encoder on remote" in seen["summary"]
     assert (seen["unit"]["backend"], seen["unit"]["encrypted"], seen["unit"]["token"]) == ("hef", True, True)
     assert seen["states"] == (1, 1500, 64)
     for name in ("wer before", "wer after"):

@@ -133,7 +133,8 @@ def test_addresses(address, target, loopback):
     ],
 )
 def test_connections_that_will_not_do(settings, line, monkeypatch):
-    monkeypatch.delenv(client.TOKEN_VARIABLE, raising=False)
+    for variable in (client.TOKEN_VARIABLE, client.CA_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
     with pytest.raises(RequestError, match=line):
         client.Connection(**settings)
 
@@ -152,6 +153,24 @@ def test_token_of_the_environment_is_guarded_too(monkeypatch):
         client.Connection("pi")
     assert client.Connection("pi", insecure=True).secret == "secret"
     assert client.Connection("pi", token="").secret is None
+
+
+def test_authority_and_certificate_of_the_environment(monkeypatch):
+    monkeypatch.setenv(client.TOKEN_VARIABLE, "secret")
+    monkeypatch.setenv(client.CERTIFICATE_VARIABLE, "own.pem")
+    monkeypatch.setenv(client.KEY_VARIABLE, "own-key.pem")
+    with pytest.raises(RequestError, match="in the clear"):  # a certificate alone encrypts nothing
+        client.Connection("pi")
+    monkeypatch.setenv(client.CA_VARIABLE, "ca.pem")
+    found = client.Connection("pi")
+    assert (found.ca, found.certificate, found.key) == ("ca.pem", "own.pem", "own-key.pem")
+    found = client.Connection("pi", ca="other.pem", certificate="c", key="k")
+    assert (found.ca, found.certificate, found.key) == ("other.pem", "c", "k")
+    found = client.Connection("pi", insecure=True)
+    assert (found.ca, found.certificate) == (None, None)
+    monkeypatch.delenv(client.KEY_VARIABLE)
+    with pytest.raises(RequestError, match="go together"):
+        client.Connection("pi")
 
 
 def test_unknown_fields_of_later_versions_are_passed_over():

@@ -31,8 +31,10 @@ class RemoteBackend(EncoderBackend):
         parts: the model's encoder; the service must have the same weights.
         address: `host`, `host:port`, `[IPv6]:port` or `unix:path`.
         token: what the service wants to hear; None takes the environment's WHISPER_HAILO_TOKEN.
-        ca: file of the authority that signed the service's certificate, or `"system"`; None is not encrypted.
-        certificate, key: files of this client's own certificate, where the service asks for one.
+        ca: file of the authority that signed the service's certificate, or `"system"`; None takes the environment's
+            WHISPER_HAILO_CA, and is not encrypted where there is none.
+        certificate, key: files of this client's own certificate, where the service asks for one; None takes the
+            environment's WHISPER_HAILO_CERT and WHISPER_HAILO_KEY.
         insecure: send the token over a network in the clear.
         features: how features travel: `"auto"`, the network's own integers or else float16; `"float32"`, `"float16"`;
             or `"uint8"`, with a scale for each window where the network has none of 8 bits.

@@ -19,7 +19,10 @@ def collect(
     token_file: Annotated[
         Path | None, typer.Option(help="File with the servers' token. [default: $WHISPER_HAILO_TOKEN]")
     ] = None,
-    ca: Annotated[str | None, typer.Option(help="Authority of the servers' certificates, PEM, or system.")] = None,
+    ca: Annotated[
+        str | None,
+        typer.Option(help="Authority of the servers' certificates, PEM, or system. [default: $WHISPER_HAILO_CA]"),
+    ] = None,
     cert: Annotated[Path | None, typer.Option(help="Own certificate, PEM, for servers that want one.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Send the token in the clear.")] = False,

@@ -44,7 +44,13 @@ def listen(
     encoder_backend: Annotated[
         str, typer.Option(help="Where the encoder runs; `whisper-hailo doctor` lists the backends.")
     ] = "auto",
-    address: Annotated[str | None, typer.Option(help="Of the service, for the backend remote: host:port.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the service, for the backend remote: host:port. Its token and the authority of its certificate: "
+            "$WHISPER_HAILO_TOKEN, $WHISPER_HAILO_CA."
+        ),
+    ] = None,
     decoder_backend: Annotated[
         str, typer.Option(help="Where the decoder runs: torch, onnx (the same text) or onnx-int8.")
     ] = "torch",

@@ -24,6 +24,9 @@ except ImportError as error:
     ) from error
 
 TOKEN_VARIABLE = "WHISPER_HAILO_TOKEN"
+CA_VARIABLE = "WHISPER_HAILO_CA"
+CERTIFICATE_VARIABLE = "WHISPER_HAILO_CERT"
+KEY_VARIABLE = "WHISPER_HAILO_KEY"
 
 
 class RemoteError(WhisperHailoError):
@@ -47,9 +50,10 @@ class Connection:
         address: `host`, `host:port`, `[IPv6]:port` or `unix:path`.
         token: what the server wants to hear; None takes the environment's WHISPER_HAILO_TOKEN, if it is set.
         ca: file of the authority that signed the server's certificate; the connection is then encrypted. `"system"`
-            takes the authorities that this machine trusts.
-        certificate, key: files of the client's own certificate, for a server that asks for one.
-        insecure: send the token over a network in the clear.
+            takes the authorities that this machine trusts; None the environment's WHISPER_HAILO_CA, if it is set.
+        certificate, key: files of the client's own certificate, for a server that asks for one; None takes the
+            environment's WHISPER_HAILO_CERT and WHISPER_HAILO_KEY, if the connection is encrypted.
+        insecure: send the token over a network in the clear, whatever the environment says of authorities.
 
     Raises:
         RequestError: no address, half a certificate, files that cannot be read, or a token that all could read or that
@@ -66,6 +70,11 @@ class Connection:
     def __post_init__(self) -> None:
         if not self.address or "://" in self.address:
             raise RequestError(f"{self.address!r} is no address of an encoder service: give host:port")
+        if self.ca is None and not self.insecure:
+            self._take("ca", CA_VARIABLE)
+        if self.ca is not None and self.certificate is None and self.key is None:
+            self._take("certificate", CERTIFICATE_VARIABLE)
+            self._take("key", KEY_VARIABLE)
         if (self.certificate is None) != (self.key is None):
             raise RequestError("a client's certificate and its key go together: give both")
         if self.certificate is not None and self.ca is None:
@@ -76,6 +85,9 @@ class Connection:
                 f"a token would go to {self.address} in the clear: give the authority of its certificate (ca), or "
                 "say insecure"
             )
+
+    def _take(self, name: str, variable: str) -> None:
+        object.__setattr__(self, name, os.environ.get(variable) or None)  # frozen for its users
 
     @property
     def secret(self) -> str | None:
