@@ -197,6 +197,8 @@ class PassReader:
         first, last = min(frames) * POSITION_S, max(frames) * POSITION_S
         if end < last < end + 1.0:  # the path has left the word before its attention did
             end = min(last + 0.1, item.seconds)
+        # attention that was somewhere else, at another word that sounds alike say, tells nothing
+        first, last = (peak if start <= peak <= end else (start + end) / 2 for peak in (first, last))
         before, after = 0.0, item.seconds
         if item.phrase.said:
             said = item.phrase.said[-1]
@@ -204,11 +206,11 @@ class PassReader:
         for word in following:
             if word.frames and last < min(word.frames) * POSITION_S < after:
                 after = min(word.frames) * POSITION_S
-        peaks = before, first, last, after
+        peaks = before, min(first, last), max(first, last), after
         start, end = edges_at_pauses(start, end, peaks, item.probabilities, FRAME / SAMPLING_RATE, LOWER)
         offset = item.base / SAMPLING_RATE
         start = max(self._latest, offset + start)
-        return start, max(start, offset + end)
+        return start, max(start + POSITION_S, offset + end)
 
     def _forced(self, said: Sequence[Said], base: int) -> list[int]:
         """The tokens of committed words, for a window that may begin later than the one they were found in."""
