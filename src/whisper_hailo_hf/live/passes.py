@@ -210,7 +210,7 @@ class PassReader:
         start, end = edges_at_pauses(start, end, peaks, item.probabilities, FRAME / SAMPLING_RATE, LOWER)
         offset = item.base / SAMPLING_RATE
         start = max(self._latest, offset + start)
-        return start, max(start + POSITION_S, offset + end)
+        return start, max(start, min(offset + item.seconds, max(start + POSITION_S, offset + end)))
 
     def _forced(self, said: Sequence[Said], base: int) -> list[int]:
         """The tokens of committed words, for a window that may begin later than the one they were found in."""
