@@ -116,18 +116,19 @@ def test_edges_of_words_go_to_the_pauses_beside_them():
     # not across the peak of a neighbour, nor of the word itself: it lies in one stretch, though the path has two
     assert edges(0.1, 1.1, 0.0, 0.4, 1.0, 1.06) == (pytest.approx(0.32), 1.1)
     assert edges(0.45, 0.5, 0.4, 0.45, 0.5, 0.6) == (0.45, 0.5)
-    # of two pauses within a word's reach the nearer one
-    assert edges(0.7, 1.1, 0.4, 1.9, 1.9, 1.92)[0] == pytest.approx(0.96)
-    assert edges(1.4, 1.9, 0.4, 1.9, 1.9, 1.92)[0] == pytest.approx(1.6)
+    # what lies behind a long pause from the word's peak is another word, which was not recognised
+    assert edges(0.3, 1.9, 0.0, 1.0, 1.0, 1.92) == (pytest.approx(0.96), pytest.approx(1.04))
+    assert edges(0.3, 1.9, 0.0, 1.9, 1.9, 1.92) == (pytest.approx(1.6), 1.9)
+    # of two short ones within reach the nearer one: speech from 0.32, from 0.80, and from 1.28 s on
+    probabilities[:] = [0.0] * 10 + [0.9] * 10 + [0.0] * 5 + [0.9] * 10 + [0.0] * 5 + [0.9] * 20
+    assert edges(0.7, 1.2, 0.4, 1.9, 1.9, 1.92)[0] == pytest.approx(0.80)
+    assert edges(1.1, 1.9, 0.4, 1.9, 1.9, 1.92)[0] == pytest.approx(1.28)
     # one that is too far away is another one
-    assert edges(0.4, 1.9, 0.0, 1.9, 1.9, 1.92)[0] == pytest.approx(0.32)
-    assert edges(1.1, 1.9, 1.0, 1.11, 1.9, 1.92) == (1.1, 1.9)
+    assert edges(1.8, 1.9, 0.4, 1.9, 1.9, 1.92) == (1.8, 1.9)
     # a burst between a pause and a longer one still is the word; behind as long a pause it is not
-    assert edges(0.3, 0.6, 0.0, 0.4, 0.4, 1.7)[1] == pytest.approx(1.12 - 0.08)
-    probabilities[25:30] = [0.9] * 5
-    probabilities[20:25] = [0.0] * 5
-    probabilities[35:40] = [0.0] * 5
-    probabilities[40:] = [0.9] * 20
+    probabilities[:] = [0.0] * 10 + [0.9] * 10 + [0.0] * 4 + [0.9] * 5 + [0.0] * 15 + [0.9] * 16
+    assert edges(0.3, 0.6, 0.0, 0.4, 0.4, 1.7)[1] == pytest.approx(0.928 - 0.08)
+    probabilities[:] = [0.0] * 10 + [0.9] * 10 + [0.0] * 4 + [0.9] * 5 + [0.0] * 4 + [0.9] * 27
     assert edges(0.3, 0.6, 0.0, 0.4, 0.4, 1.7)[1] == pytest.approx(0.64 - 0.08)
     probabilities[:] = [0.0] * 10 + [0.9] * 10 + [0.0] * 10 + [0.9] * 5 + [0.0] * 25
     # no speech where the attention was: as it was; and an end is not before the word's peak

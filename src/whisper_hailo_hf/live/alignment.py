@@ -23,6 +23,8 @@ _LATE_S = 0.08
 _REACH_S = 0.4
 # Sound as short as this between a pause and a longer one is how the word before ends: the released t of "eight".
 _BURST_S = 0.2
+# No word has a pause of this length within it: where the path has one, words of it were not recognised.
+_PAUSE_S = 0.2
 
 
 def token_starts(attention: FloatArray, positions: int) -> list[float]:
@@ -89,6 +91,8 @@ def edges_at_pauses(
 ) -> tuple[float, float]:
     """A word's edges at the pauses nearest to where the path has them, on this side of the neighbours' peaks.
 
+    What lies behind a long pause from the word's own peak is no part of it, wherever the path has its edges.
+
     Args:
         start, end: of the word by the path, seconds.
         peaks: where the attention was when the last token before the word, its first, its last, and the first token
@@ -124,4 +128,11 @@ def edges_at_pauses(
                 break
             right = pause
         end = max(last_peak, right[0] * frame - _LATE_S)
+    for first, stop in pauses:
+        if (stop - first) * frame < _PAUSE_S:
+            continue
+        if stop * frame <= first_peak:
+            start = max(start, stop * frame)
+        elif first * frame > last_peak:
+            end = min(end, max(last_peak, first * frame - _LATE_S))
     return start, max(start, end)
