@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from whisper_hailo_hf.cli import console
+from whisper_hailo_hf.cli.options import ServiceAddress
 
 if TYPE_CHECKING:
     from whisper_hailo_hf.evaluation import RecognitionReport
@@ -43,13 +44,7 @@ def eval_(
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Utterances decoded together.")] = 1,
     num_beams: Annotated[int, typer.Option(help="Width of the beam search; 1 is greedy.")] = 1,
     max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of a window. [default: the model's]")] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the service, for the backend remote: host:port. Its token and the authority of its certificate: "
-            "$WHISPER_HAILO_TOKEN, $WHISPER_HAILO_CA."
-        ),
-    ] = None,
+    address: ServiceAddress = None,
     limit: Annotated[int | None, typer.Option("--limit", "-n", help="At most so many utterances.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of a data set.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a data set. [default: test]")] = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from whisper_hailo_hf.cli import console
+from whisper_hailo_hf.cli.options import ServiceAddress
 
 if TYPE_CHECKING:
     from whisper_hailo_hf.live import Event, LiveTranscriber
@@ -44,13 +45,7 @@ def listen(
     encoder_backend: Annotated[
         str, typer.Option(help="Where the encoder runs; `whisper-hailo doctor` lists the backends.")
     ] = "auto",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the service, for the backend remote: host:port. Its token and the authority of its certificate: "
-            "$WHISPER_HAILO_TOKEN, $WHISPER_HAILO_CA."
-        ),
-    ] = None,
+    address: ServiceAddress = None,
     decoder_backend: Annotated[
         str, typer.Option(help="Where the decoder runs: torch, onnx (the same text) or onnx-int8.")
     ] = "torch",

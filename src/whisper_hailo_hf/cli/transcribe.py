@@ -7,6 +7,7 @@ import typer
 from rich.progress import Progress, TaskID
 
 from whisper_hailo_hf.cli import console
+from whisper_hailo_hf.cli.options import ServiceAddress
 
 if TYPE_CHECKING:
     from whisper_hailo_hf.transcript import Transcript
@@ -35,13 +36,7 @@ def transcribe(
     encoder_backend: Annotated[
         str, typer.Option(help="Where the encoder runs; `whisper-hailo doctor` lists the backends.")
     ] = "auto",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the service, for the backend remote: host:port. Its token and the authority of its certificate: "
-            "$WHISPER_HAILO_TOKEN, $WHISPER_HAILO_CA."
-        ),
-    ] = None,
+    address: ServiceAddress = None,
     decoder_backend: Annotated[
         str, typer.Option(help="Where the decoder runs: torch, onnx (the same text) or onnx-int8.")
     ] = "torch",
