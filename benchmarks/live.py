@@ -73,6 +73,8 @@ def digits(options: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {"audio_s": round(stream.seconds, 1), "words": len(stream.words)}
     offline = Transcriber(speech, timestamps="segment")(stream.samples)
     report["offline, whole recording"] = word_error_rate(stream.text, offline.text)
+    without_pauses = Transcriber(speech, timestamps="segment", vad="auto")(stream.samples)
+    report["offline, without pauses"] = word_error_rate(stream.text, without_pauses.text)
     for policy in options.policy:
         transcriber = LiveTranscriber(speech, policy=policy, min_chunk=options.min_chunk, context=options.context)
         transcriber.warm_up()
@@ -81,7 +83,11 @@ def digits(options: argparse.Namespace) -> dict[str, Any]:
         report[policy] = {
             "against_the_truth": live,
             "points_above_offline": round(100 * (live["wer"] - report["offline, whole recording"]["wer"]), 2),
+            "points_above_offline_without_pauses": round(
+                100 * (live["wer"] - report["offline, without pauses"]["wer"]), 2
+            ),
             "against_offline": word_error_rate(offline.text, played.text),
+            "against_offline_without_pauses": word_error_rate(without_pauses.text, played.text),
             "times": word_times(stream, played.words),
             "flicker": flicker(played.events),
             "computing": computing(transcriber, played.seconds, played.wall, played.cpu),

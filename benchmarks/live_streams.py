@@ -40,8 +40,10 @@ class Stream:
         return " ".join(word.text for word in self.words)
 
 
-def digit_pieces(speech: Path, speakers: list[str], seed: int) -> Iterator[tuple[np.ndarray, list[Word]]]:
-    """Sequences of 1 to 20 digits of one speaker after the other and pauses of 1 to 4 s, without end.
+def digit_pieces(
+    speech: Path, speakers: list[str], seed: int, pauses: tuple[float, float] = (1.0, 4.0)
+) -> Iterator[tuple[np.ndarray, list[Word]]]:
+    """Sequences of 1 to 20 digits of one speaker after the other and pauses of so many seconds, without end.
 
     Each with its words, their times from its own start.
     """
@@ -51,14 +53,16 @@ def digit_pieces(speech: Path, speakers: list[str], seed: int) -> Iterator[tuple
     while True:
         sequence = random_sequence(rng, clips[speakers[turn % len(speakers)]])
         turn += 1
-        pause = np.zeros(round(rng.uniform(1.0, 4.0) * SAMPLE_RATE), np.float32)
+        pause = np.zeros(round(rng.uniform(*pauses) * SAMPLE_RATE), np.float32)
         yield np.concatenate([sequence.samples, pause]), list(sequence.words)
 
 
-def digit_stream(speech: Path, speakers: list[str], seconds: float, seed: int = 0) -> Stream:
+def digit_stream(
+    speech: Path, speakers: list[str], seconds: float, seed: int = 0, pauses: tuple[float, float] = (1.0, 4.0)
+) -> Stream:
     """So many seconds, or a sequence more, of what `digit_pieces` gives."""
     parts, words, length = [], [], 0
-    for samples, said in digit_pieces(speech, speakers, seed):
+    for samples, said in digit_pieces(speech, speakers, seed, pauses):
         offset = length / SAMPLE_RATE
         words += [Word(word.text, word.start + offset, word.end + offset) for word in said]
         parts.append(samples)
@@ -211,7 +215,7 @@ def delays(stream: Stream, played: Played) -> dict[str, Any]:
     }
 
 
-def word_times(stream: Stream, words: Sequence[LiveWord]) -> dict[str, Any]:
+def word_times(stream: Stream, words: Sequence[Any]) -> dict[str, Any]:
     """How far the times of recognised words are off."""
     pairs = matched(stream.words, words)
     starts = [abs(words[hyp].start - stream.words[ref].start) for ref, hyp in pairs]

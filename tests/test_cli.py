@@ -97,6 +97,12 @@ def test_a_bad_recording_is_one_line_and_status_2(refused, tmp_path, kind, words
 # Bad requests
 
 
+def test_a_detector_that_is_not_there(refused, speech_file, ours, monkeypatch):
+    monkeypatch.setattr("whisper_hailo_hf.voice_activity.find_spec", lambda name: None)
+    line = refused("transcribe", speech_file, "--model", ours, "--vad", "auto")
+    assert "pip install 'whisper-hailo-hf[mic]', or choose --vad none" in line
+
+
 def test_unknown_backend(refused, speech_file, stock_whisper):
     line = refused("transcribe", speech_file, "--model", stock_whisper, "--encoder-backend", "tpu")
     assert "unknown encoder backend 'tpu'" in line

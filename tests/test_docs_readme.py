@@ -37,7 +37,7 @@ STEP = f"--steps 1 --batch-size 2 {QUICK} --set statistics_windows=2 --set learn
 
 @pytest.mark.usefixtures("place")
 def test_the_page(monkeypatch, capsys, stock_whisper, multilingual_processor):
-    put_clip("talk.wav", "talk.flac", "recordings/one.wav")
+    put_clip("talk.wav", "talk.flac", "podcast.flac", "recordings/one.wav")
     put_speech("speech", 72, 16.0)
     put_table("speech.tsv", "speech", 2)
     put_stock(stock_whisper, "openai/whisper-tiny")
@@ -68,6 +68,7 @@ def test_the_page(monkeypatch, capsys, stock_whisper, multilingual_processor):
                 "whisper-hailo transcribe talk.wav": lambda done: seen.update(digits=done.out),
                 "whisper-hailo transcribe recordings/": there("captions/one.srt"),
                 "whisper-hailo transcribe talk.flac": lambda done: seen.update(words=json.loads(done.out)),
+                "whisper-hailo transcribe podcast.flac": lambda done: seen.update(spoken=done.out),
                 "whisper-hailo init": there("student/model.safetensors"),
                 "whisper-hailo distill": there("distilled/model.safetensors"),
                 "whisper-hailo export": there("encoder.onnx"),
@@ -85,6 +86,7 @@ def test_the_page(monkeypatch, capsys, stock_whisper, multilingual_processor):
         ).read()
     assert seen["goals"].startswith("help ")
     assert seen["digits"].split() == ["one", "eight", "zero", "nine"] == seen["heard"].split()
+    assert seen["spoken"] == seen["digits"]
     assert seen["words"]["segments"][0]["words"][0].keys() == {"text", "start", "end"}
     for name, words in {
         "cost": ("result  passed", "on a Raspberry Pi 5 (modelled)"),

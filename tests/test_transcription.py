@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from helpers_audio import cut, noise, write
+from helpers_live import TEXT, Loudness, clip
 from transformers import LogitsProcessor, pipeline
 
 from whisper_hailo_hf import WhisperHailoForConditionalGeneration
+from whisper_hailo_hf.audio import AudioError
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
-from whisper_hailo_hf.transcript import format_transcript
+from whisper_hailo_hf.transcript import Transcript, format_transcript
 from whisper_hailo_hf.transcription import (
     Observer,
     SpeechModel,
@@ -23,6 +25,7 @@ from whisper_hailo_hf.transcription import (
     load_speech_model,
     transcribe,
 )
+from whisper_hailo_hf.transcription import transcriber as transcriber_module
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +264,99 @@ def test_wrong_samples_are_refused(speech, samples):
         Transcriber(speech)(samples)
 
 
+# Stretches of speech
+
+
+@pytest.fixture
+def loudness(monkeypatch):
+    monkeypatch.setattr(transcriber_module, "make_vad", lambda name: Loudness())
+
+
+def spoken(speech: SpeechModel, samples: np.ndarray, *passes: str, **settings) -> Transcript:
+    script = Script(speech, *passes)
+    kwargs = {"logits_processor": [script], "suppress_tokens": []}
+    transcript = Transcriber(speech, vad="auto", language="en", generate_kwargs=kwargs, **settings)(samples)
+    assert script.calls == len(passes) - 1
+    return transcript
+
+
+def test_with_a_detector_each_stretch_is_a_window_of_its_own(speech, loudness):
+    quiet = np.zeros(20 * 16_000, np.float32)
+    samples = np.concatenate([quiet, noise(4.0), quiet, noise(3.0), quiet])
+    said = "<|0.50|> one<|2.00|>", "<|0.32|> two<|1.00|>"
+    transcript = spoken(speech, samples, *said, timestamps="segment")
+    # stretches begin 0.29 s before the voice, at a frame of 32 ms
+    assert [(s.text, s.start, s.end) for s in transcript.segments] == [
+        ("one", pytest.approx(20.21, abs=0.033), pytest.approx(21.71, abs=0.033)),
+        ("two", pytest.approx(44.03, abs=0.033), pytest.approx(44.71, abs=0.033)),
+    ]
+    assert transcript.duration == 67.0
+
+
+def test_a_stretch_is_decoded_to_its_end(speech, loudness):
+    # the model ends a segment at 2 s and begins another there: what follows is decoded anew
+    said = "<|0.00|> one<|2.00|><|2.00|> two", "<|0.00|> two<|1.00|>"
+    transcript = spoken(speech, noise(5.0), *said, timestamps="segment")
+    assert [(s.text, s.start, s.end) for s in transcript.segments] == [("one", 0.0, 2.0), ("two", 2.0, 3.0)]
+
+
+def test_with_a_detector_text_needs_no_timestamps(speech, loudness):
+    # 40 s without a pause are two stretches, each in one window
+    assert spoken(speech, noise(40.0), " one", " two").text == "one two"
+
+
+def test_nobody_speaks(speech, loudness):
+    transcript = Transcriber(speech, vad="auto")(np.zeros(50 * 16_000, np.float32))
+    assert (transcript.text, transcript.duration, transcript.language) == ("", 50.0, None)
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
+def test_a_batch_with_a_detector_says_what_each_says_alone(speech, loudness):
+    quiet = np.zeros(3 * 16_000, np.float32)
+    recordings = {
+        0: np.concatenate([noise(2.0), quiet, noise(3.0), quiet, noise(1.0)]),
+        1: np.concatenate([quiet, noise(4.0), quiet]),
+        2: noise(33.0),
+    }
+    settings = {"vad": "auto", "timestamps": "segment", "generate_kwargs": {"max_new_tokens": 12}}
+    alone = {key: Transcriber(speech, **settings)(samples) for key, samples in recordings.items()}
+    steps: list[float] = []
+    given = ((key, None, iter(np.array_split(samples, 5))) for key, samples in recordings.items())
+    together = dict(Transcriber(speech, batch_size=2, **settings).run(given, steps.append))
+    assert together == alone
+    assert sum(steps) == pytest.approx(14 + 10 + 33 - 2)
+
+
+def test_a_recording_that_breaks_off_is_an_error_with_a_detector_too(speech, loudness):
+    def broken():
+        yield noise(3.0)
+        yield np.zeros(5 * 16_000, np.float32)
+        raise AudioError("talk.wav: broken")
+
+    runs = dict(
+        Transcriber(speech, vad="auto", language="en").run([("a", None, broken()), ("b", None, iter([noise(1.0)]))])
+    )
+    assert str(runs["a"]) == "talk.wav: broken"
+    assert isinstance(runs["b"], Transcript)
+
+
+def test_pauses_do_not_cost_the_demo_a_word():
+    pytest.importorskip("silero_vad")
+    pytest.importorskip("onnxruntime")
+    pause = np.zeros(round(3.3 * 16_000), np.float32)
+    samples = np.concatenate(
+        [clip(), pause, clip(3.2), pause, pause, clip(), np.zeros(40 * 16_000, np.float32), clip()]
+    )
+    demo = load_speech_model(encoder_backend="torch")
+    heard = Transcriber(demo, vad="silero", timestamps="word")(samples)
+    beginning = " ".join(TEXT.split()[: len(Transcriber(demo)(clip(3.2)).text.split())])
+    assert heard.text == f"{TEXT} {beginning} {TEXT} {TEXT}"
+    starts = [word.start for segment in heard.segments for word in segment.words]
+    first = [word.start for segment in heard.segments[:1] for word in segment.words]
+    last = len(samples) / 16_000 - len(clip()) / 16_000
+    assert min(start for start in starts if start > last - 1) - last == pytest.approx(first[0], abs=0.1)
+
+
 # What a model cannot do
 
 
@@ -272,6 +368,7 @@ def test_wrong_samples_are_refused(speech, samples):
         ({"task": "sing"}, "choose transcribe, translate"),
         ({"timestamps": "letter"}, "choose none, segment, word"),
         ({"batch_size": 0}, "batch size must be 1 or more"),
+        ({"vad": "loud"}, "choose auto, silero, webrtc, none"),
     ],
 )
 def test_wrong_options(speech, options, words):

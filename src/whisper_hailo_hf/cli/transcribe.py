@@ -40,6 +40,13 @@ def transcribe(
     decoder_backend: Annotated[
         str, typer.Option(help="Where the decoder runs: torch, onnx (the same text) or onnx-int8.")
     ] = "torch",
+    vad: Annotated[
+        str,
+        typer.Option(
+            help="Voice activity detector: auto, silero or webrtc leave out pauses and cut windows there; none "
+            "decodes everything, as stock Whisper does."
+        ),
+    ] = "none",
     output_dir: Annotated[
         Path | None,
         typer.Option("--output-dir", "-o", help="Write one file for each recording here, not to stdout."),
@@ -57,7 +64,14 @@ def transcribe(
     from whisper_hailo_hf.transcription import transcribe as transcribe_files
 
     options = TranscriptionOptions(
-        timestamps, language, task, batch_size, encoder_backend, decoder_backend=decoder_backend, address=address
+        timestamps,
+        language,
+        task,
+        batch_size,
+        encoder_backend,
+        decoder_backend=decoder_backend,
+        address=address,
+        vad=vad,
     )
     to_stdout = None if as_json or output_dir is not None else output_format
     with console.progress() as bars:

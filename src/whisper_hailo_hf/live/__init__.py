@@ -13,7 +13,7 @@ from whisper_hailo_hf.live.events import (
     Silence,
 )
 from whisper_hailo_hf.live.policies import POLICIES
-from whisper_hailo_hf.live.vad import VAD_NAMES
+from whisper_hailo_hf.voice_activity import VAD_NAMES
 
 __all__ = [
     "POLICIES",

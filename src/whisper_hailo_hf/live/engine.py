@@ -27,8 +27,8 @@ from whisper_hailo_hf.live.intake import Chunk, Gap, Intake
 from whisper_hailo_hf.live.passes import Pass, PassReader, Phrase
 from whisper_hailo_hf.live.policies import make_policy
 from whisper_hailo_hf.live.scribe import Move, Scribe
-from whisper_hailo_hf.live.vad import FRAME, SpeechGate, VoiceActivity, make_vad
 from whisper_hailo_hf.live.window import Window
+from whisper_hailo_hf.voice_activity import FRAME, SpeechGate, VoiceActivity, make_vad
 
 # The moment before the voice that belongs to a phrase: the detector needs a frame or two to be sure.
 _LEAD_FRAMES = round(0.3 * SAMPLING_RATE / FRAME)

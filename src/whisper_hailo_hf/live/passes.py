@@ -15,7 +15,7 @@ from whisper_hailo_hf.live.alignment import POSITION_S, edges_at_pauses, token_s
 from whisper_hailo_hf.live.decoding import Decoded, GreedyDecoder
 from whisper_hailo_hf.live.events import LiveWord
 from whisper_hailo_hf.live.policies import GuessedWord, Policy
-from whisper_hailo_hf.live.vad import FRAME, LOWER
+from whisper_hailo_hf.voice_activity import FRAME, LOWER
 
 STEP = round(POSITION_S * SAMPLING_RATE)  # samples of one position
 

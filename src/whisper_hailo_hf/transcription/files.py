@@ -17,6 +17,7 @@ from whisper_hailo_hf.speech_model import SpeechModel, load_speech_model
 from whisper_hailo_hf.transcript import FORMATS, NEEDS_TIMESTAMPS, SUFFIXES, Transcript, format_transcript
 from whisper_hailo_hf.transcription.inputs import AudioFile, find_audio
 from whisper_hailo_hf.transcription.transcriber import TIMESTAMPS, Transcriber
+from whisper_hailo_hf.voice_activity import make_vad
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class TranscriptionOptions:
     """How to transcribe: the settings of `Transcriber`, and the backends to load the model for.
 
     `timestamps` None means what the output format needs: `segment` for JSON, SRT, VTT and TSV, `none` for text.
-    `address` is that of the service, for the encoder backend `remote`.
+    `address` is that of the service, for the encoder backend `remote`. `vad` is the detector that leaves out pauses.
     """
 
     timestamps: str | None = None
@@ -35,6 +36,7 @@ class TranscriptionOptions:
     generate_kwargs: dict[str, Any] = field(default_factory=dict)
     decoder_backend: str = "torch"
     address: str | None = None
+    vad: str = "none"
 
 
 class Observer:
@@ -131,6 +133,7 @@ def transcribe(
     """
     options, observer = options or TranscriptionOptions(), observer or Observer()
     timestamps = _choose_timestamps(output_format, options.timestamps)
+    make_vad(options.vad)  # one that is not installed shall be named before a model is loaded
     found = find_audio(inputs)
     if not found.files and not found.errors:
         raise RequestError("nothing to transcribe: name files, patterns or folders")
@@ -175,6 +178,7 @@ def transcribe(
         task=options.task,
         batch_size=options.batch_size,
         generate_kwargs=options.generate_kwargs,
+        vad=options.vad,
     )
     loaded = time.perf_counter()
     observer.started(len(readable), duration)

