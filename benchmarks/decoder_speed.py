@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS_MULTI
 from transformers.utils import logging
 
 from whisper_hailo_hf import WhisperHailoForConditionalGeneration
@@ -57,7 +58,10 @@ def stock_model(size: str) -> WhisperForConditionalGeneration:
     )
     model = WhisperForConditionalGeneration(config).eval()
     model.generation_config.update(
-        suppress_tokens=None, begin_suppress_tokens=None, num_beams=1, forced_eos_token_id=None
+        suppress_tokens=NON_SPEECH_TOKENS_MULTI,  # as the published checkpoints: keeping to them takes time
+        begin_suppress_tokens=[220, 50257],
+        num_beams=1,
+        forced_eos_token_id=None,
     )
     return model
 

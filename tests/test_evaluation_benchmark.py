@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
 from whisper_hailo_hf.evaluation.bench_plot import save_html
@@ -46,6 +46,10 @@ def test_stand_in_has_the_published_vocabulary(folders):
     assert {name: tokenizer.convert_tokens_to_ids(name) for name in published} == published
     assert len(tokenizer) == 51865
     assert len(tokenizer.decode([300, 40_000])) > 0
+    # as many as the published checkpoints suppress: that costs stock Transformers time
+    never = GenerationConfig.from_pretrained(folders.stock).suppress_tokens
+    assert len(never) == 88
+    assert {published[f"<|{name}|>"] for name in ("translate", "transcribe", "startoftranscript")} < set(never)
 
 
 def test_all_do_the_same_work(folders, tmp_path):

@@ -23,7 +23,7 @@ from whisper_hailo_hf.backends import EncoderBackend, EncoderParts, make_backend
 from whisper_hailo_hf.backends.onnx import OnnxBackend
 from whisper_hailo_hf.backends.torch import TorchBackend
 from whisper_hailo_hf.configuration_whisper_hailo import WhisperHailoConfig
-from whisper_hailo_hf.decoders import DecoderChoice
+from whisper_hailo_hf.decoders import DecoderChoice, with_masks_made_once
 from whisper_hailo_hf.encoders import Trace, build_encoder, get_family
 from whisper_hailo_hf.errors import RequestError, WhisperHailoError
 from whisper_hailo_hf.hub.fetch import ArtefactFiles, pinned_revision
@@ -249,6 +249,9 @@ class WhisperHailoForConditionalGeneration(  # type: ignore[misc]  # from_pretra
         self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.max_target_positions = config.max_target_positions
         self.post_init()
+
+    def _retrieve_logit_processors(self, *args: Any, **kwargs: Any) -> Any:
+        return with_masks_made_once(super()._retrieve_logit_processors(*args, **kwargs))
 
     @classmethod
     def from_whisper(

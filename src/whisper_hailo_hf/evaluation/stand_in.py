@@ -18,6 +18,7 @@ from transformers import (
     WhisperProcessor,
     WhisperTokenizer,
 )
+from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS_MULTI
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from whisper_hailo_hf.errors import RequestError
@@ -74,7 +75,7 @@ def make_stock(shape: str, folder: str | os.PathLike[str], seed: int = 0) -> Pat
         is_multilingual=True,
         lang_to_id={f"<|{code}|>": ids(f"<|{code}|>") for code in list(LANGUAGES)[:_LANGUAGES]},
         task_to_id={"transcribe": ids("<|transcribe|>"), "translate": ids("<|translate|>")},
-        suppress_tokens=[ids(f"<|{name}|>") for name in ("startoftranscript", *_TASKS[:-1])],
+        suppress_tokens=sorted({*NON_SPEECH_TOKENS_MULTI, ids("<|translate|>"), ids("<|transcribe|>")}),
         begin_suppress_tokens=[end],
         return_timestamps=False,
         num_beams=1,

@@ -15,13 +15,10 @@ from typing import Any
 
 import torch
 from transformers import LogitsProcessorList
-from transformers.generation.logits_process import (
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    WhisperTimeStampLogitsProcessor,
-)
+from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 
 from whisper_hailo_hf.audio import FloatArray
+from whisper_hailo_hf.decoders import SuppressTokens, SuppressTokensAtBegin
 from whisper_hailo_hf.errors import RequestError
 from whisper_hailo_hf.live.steps import Steps, decoder_steps
 
@@ -91,7 +88,7 @@ class GreedyDecoder:
             self._by_layer.setdefault(int(layer), []).append(int(head))
         self._suppress: Any = LogitsProcessorList()
         if settings.suppress_tokens:
-            self._suppress.append(SuppressTokensLogitsProcessor(settings.suppress_tokens))
+            self._suppress.append(SuppressTokens(settings.suppress_tokens))
 
     @torch.no_grad()
     def decode(
@@ -196,7 +193,7 @@ class GreedyDecoder:
         settings = self.model.generation_config
         rules = LogitsProcessorList(self._suppress)
         if settings.begin_suppress_tokens:
-            rules.append(SuppressTokensAtBeginLogitsProcessor(settings.begin_suppress_tokens, begin))
+            rules.append(SuppressTokensAtBegin(settings.begin_suppress_tokens, begin))
         if self.timestamps:
             rules.append(WhisperTimeStampLogitsProcessor(settings, begin))
         return rules
