@@ -51,7 +51,9 @@ def generation_config(tokenizer: WhisperTokenizer, alignment_heads: list[list[in
     """What `generate()` needs of a multilingual Whisper, for this vocabulary.
 
     Neither an initial timestamp limit nor a suppressed `<|endoftext|>` at the beginning: digits may begin after any
-    silence, and silence has an empty text.
+    silence, and silence has an empty text. No `prev_sot_token_id`, though prompts were trained: the digits before say
+    nothing of the next one, and as the prompt of live captions they cost words (6.8 % of errors against 4.6 %, with
+    passes 5 s apart).
     """
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     never = ("<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|startofprev|>", "<|nospeech|>")
@@ -68,7 +70,6 @@ def generation_config(tokenizer: WhisperTokenizer, alignment_heads: list[list[in
         no_timestamps_token_id=ids["<|notimestamps|>"],
         num_beams=1,
         pad_token_id=ids["<|endoftext|>"],
-        prev_sot_token_id=ids["<|startofprev|>"],
         return_timestamps=True,
         suppress_tokens=[ids[token] for token in never],
         task="transcribe",
