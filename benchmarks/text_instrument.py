@@ -267,10 +267,15 @@ def score(arguments: argparse.Namespace) -> None:
         utterances = [replace(u, positions=teacher.positions) for u in utterances]
     log_mel, chosen = LogMel(teacher.n_mels, teacher.positions), list(range(len(utterances)))
     found, kind = {}, "whole" if arguments.whole else "cut"
-    for name, encode, key in (
+    read: list[tuple[str, Callable[[Tensor], Tensor], str]] = [
         ("teacher", teacher.encode, teacher.fingerprint),
         ("student", lambda features: student(features).last_hidden_state, fingerprint(student)),
-    ):
+    ]
+    if arguments.than:
+        other = encoder_of(open_student(arguments.than)).eval().float()
+        check_student(teacher, other)
+        read.append(("other", lambda features: other(features).last_hidden_state, fingerprint(other)))
+    for name, encode, key in read:
         states = States(arguments.out / "scored" / f"{kind}-{key[:16]}", utterances, teacher.d_model)
         states.make(encode, log_mel)
         found[name] = evaluate(instrument, states, chosen)
@@ -291,7 +296,7 @@ def score(arguments: argparse.Namespace) -> None:
         "words": int(words.sum()),
     }
     one = np.ones((1, len(chosen)))
-    for name, values in (
+    figures = [
         ("wer_teacher", theirs["errors"]),
         ("wer_student", ours["errors"]),
         ("wer_difference", ours["errors"] - theirs["errors"]),
@@ -299,7 +304,12 @@ def score(arguments: argparse.Namespace) -> None:
         ("nats_per_word_teacher", theirs["nats"]),
         ("nats_per_word_student", ours["nats"]),
         ("nats_per_word_difference", ours["nats"] - theirs["nats"]),
-    ):
+    ]
+    if "other" in found:
+        report["than"] = str(arguments.than)
+        for measure, unit in (("wer", "errors"), ("nats_per_word", "nats")):
+            figures.append((f"{measure}_student_minus_other", ours[unit] - found["other"][unit]))
+    for name, values in figures:
         report[name] = {
             "value": float(rate(values)(one)[0]),
             "interval_95": interval(rate(values), each),
@@ -338,6 +348,7 @@ def main() -> None:
             verb.add_argument("--utterances", type=int, help="only so many, whose states are there already")
         else:
             verb.add_argument("--student", type=Path, required=True, help="folder of a student")
+            verb.add_argument("--than", type=Path, help="another student, to compare with utterance by utterance")
             verb.add_argument("--whole", action="store_true", help="look at the whole window, not at the cut states")
             verb.add_argument("--json", type=Path, help="also write the report here")
     arguments = parser.parse_args()
