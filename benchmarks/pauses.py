@@ -35,6 +35,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.set_verbosity_error()
     speech = load_speech_model(options.model, options.backend, decoder_backend=options.decoder_backend)
+    for vad in options.vad:  # untimed: sessions are built and detectors loaded at their first call
+        Transcriber(speech, timestamps="word", vad=vad)(digit_stream(options.speech, options.speakers, 20.0).samples)
     for pauses in PAUSES:
         stream = digit_stream(options.speech, options.speakers, options.seconds, options.seed, pauses)
         row = {"pauses_s": pauses, "audio_s": round(stream.seconds), "words": len(stream.words)}
