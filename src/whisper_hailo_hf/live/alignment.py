@@ -23,7 +23,8 @@ _LATE_S = 0.08
 _REACH_S = 0.4
 # Sound as short as this between a pause and a longer one is how the word before ends: the released t of "eight".
 _BURST_S = 0.2
-# No word has a pause of this length within it: where the path has one, words of it were not recognised.
+# Hardly a word has a pause of this length within it, an "eight" with a late t perhaps: where the path has one, what
+# lies behind it was another word, not recognised.
 _PAUSE_S = 0.2
 
 
